@@ -1,4 +1,4 @@
-"""Guides for ablations: y enters in other ways than in the amortized guide, or not at all."""
+"""Guides for ablations: y enters the posterior in other ways than in the amortized guide, or not at all."""
 
 from __future__ import annotations
 

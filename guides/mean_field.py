@@ -45,7 +45,8 @@ class MeanFieldGuide(EffectGuide):
     """A diagonal Gaussian with free parameters for each pair (x, y), transition, position and channel.
 
     A pair has a 64-bit key, made of its tokens, and takes the next free row of parameters when training first meets it.
-    The posterior of other pairs is N(0, initial_scale^2), as before training. Arguments: as in the amortized guide.
+    A pair without parameters has the posterior N(0, initial_scale^2), as before training. The arguments are those of
+    the amortized guide.
 
     Raises:
         ConfigError: guides for this prior are not Gaussian; or there are more pairs than ``num_pairs``.

@@ -80,7 +80,7 @@ class AutoregressiveModel(OneStepModel):
         check_choice("model.mixer of an autoregressive model", config.mixer, ("attention",))
         self.prompt = self.length if spec.has_input else 0
         self.f = self.stack(self.prompt + spec.output_length, prefix=self.prompt)
-        self.answer = make_embedding(spec.output_classes + 1, config.width)  # the last class marks the start
+        self.answer = make_embedding(spec.output_classes + 1, config.width)  # the last class marks the start of y
         self.decoder = init_linear_(nn.Linear(config.width, spec.output_classes))
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:

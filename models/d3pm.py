@@ -39,7 +39,7 @@ class D3PMConfig(OneStepConfig):
 
     Attributes:
         kind: how tokens are corrupted: ``uniform`` or ``absorbing``.
-        diffusion_steps: T, steps of the corruption, and of a draw.
+        diffusion_steps: T, the number of steps of the corruption and of a draw.
         auxiliary_weight: weight of the cross-entropy of the clean answer in the loss.
     """
 
@@ -68,8 +68,8 @@ class D3PM(Diffusion):
         super().__init__(config, spec, prior, masks=masks, uses_time=True)
         classes = spec.output_classes
         share = torch.arange(config.diffusion_steps + 1) / config.diffusion_steps
-        # The probability that a token is clean: the absorbing chain corrupts 1 / T of the tokens at each time, the
-        # uniform one follows a cosine (as in the paper).
+        # alpha_bar is the probability that a token is still clean. The absorbing chain corrupts 1 / T of the tokens at
+        # each time. In the uniform chain the probability follows a cosine (as in the paper).
         alpha_bar = 1 - share if masks else (share * math.pi / 2).cos().square()
         alpha_bar[-1] = 0.0  # at time T nothing of y is left, so that the bound has no term for time T
         stationary = (

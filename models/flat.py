@@ -63,7 +63,8 @@ class LoopedConfig(FlatConfig):
 class Looped(GRAM):
     """The Looped Transformer: one stack of layers, applied repeatedly and supervised at the end only.
 
-    With another prior than ``none`` it is the row "+ guidance" of Table 3a, where each transition has a KL (Eq. 13).
+    With a prior other than ``none``, this model is the row "+ guidance" of Table 3a. Each transition then has a KL
+    (Eq. 13).
     """
 
     Config = LoopedConfig

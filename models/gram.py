@@ -35,7 +35,7 @@ class GRAMConfig(CoreConfig):
 
     Attributes:
         transitions: T, transitions in one supervision step.
-        truncated: only the last transition of a supervision step has a gradient and a KL (Eq. 14); False: all of them.
+        truncated: only the last transition of a supervision step has a gradient and a KL (Eq. 14); else all do.
         prefix: positions of zeros before the input (the paper's 16 puzzle tokens).
     """
 
@@ -129,7 +129,7 @@ class GRAM(nn.Module):
         return LatentState(h, l)
 
     def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:
-        """Observe the site y; if y is None, sample it and the sites of the heads. ``infer`` is the infer dict of y."""
+        """Observe y; if y is None, sample y and the sites of the heads. ``infer`` is the infer dict of y."""
         likelihood = self.likelihood(state.h)
         sites.sample_halt_and_value(self.heads if y is None else None, state.h, e_x, likelihood)
         return pyro.sample(sites.ANSWER, likelihood, obs=y, infer=infer)

@@ -1,19 +1,19 @@
 """HRM and TRM: deterministic recursions that learn when to halt (Wang et al., 2025; Jolicoeur-Martineau, 2025).
 
-Both are GRAM with another core, without guidance (prior ``none``), and with a halting head that is trained with the
-rest. With ``train.act`` a trajectory keeps its place in the batch until it halts, as in the authors' code.
+Both are GRAM with another core, without guidance (prior ``none``), and with a halting head that is trained together
+with the rest. With ``train.act`` a trajectory keeps its place in the batch until it halts, as in the authors' code.
 
 The papers, the authors' code and this file differ in these points:
 
-- *Carry.* In the papers a batch stays for N_sup steps. In the code each update loads a batch, whose inputs replace
-  those of halted trajectories. Here: as in the code (``train.act``).
+- *Carry.* In the papers a batch stays for N_sup steps. In the code each update loads a batch, and
+  the inputs of this batch replace those of halted trajectories. Here: as in the code (``train.act``).
 - *Exploration.* One in ten trajectories must take a random number of steps, at least 2. The HRM paper draws this
   number once for a trajectory; the code draws it again at each step. Here: as in the code.
 - *Loss.* Here the cross-entropy uses the softmax; the code uses stablemax. The halting loss has half the weight of the
   mean cross-entropy of a position, as in the code.
 - *HRM's target for continuing* is the larger of the next step's two values (halting, continuing). At the last step
-  the code uses the value of halting. Here the larger value is always used, as the model does not know which step is
-  the last. TRM omits this loss.
+  the code uses the value of halting. Here the larger value is always used, because the model does not know which
+  step is the last. TRM omits this loss.
 - *Evaluation* runs all supervision steps, as in the code.
 - *Sizes.* HRM has two networks of 4 layers, TRM one network of 2 layers. Here ``model.layers`` sets the number.
 - *Head.* The halting head reads the first position, as in the code. This is a puzzle token only with a ``prefix``.

@@ -108,7 +108,7 @@ class MDLM(Diffusion):
 
 
 def stratified_times(shape: torch.Size, device: torch.device) -> Tensor:
-    """Draw stratified times in [0, 1): each is uniform, and their mean hardly varies between batches."""
+    """Draw stratified times in [0, 1): each time is uniform, but their mean hardly varies between batches."""
     count = max(1, shape.numel())
     times = (torch.arange(count, device=device) / count + torch.rand((), device=device)) % 1
     return times[torch.randperm(count, device=device)].view(shape)

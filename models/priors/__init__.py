@@ -1,7 +1,7 @@
 r"""Priors of the stochastic guidance, :math:`p_\theta(\epsilon_t \mid u_t)` (Eq. 8).
 
 A prior is a module from u ``[..., L, D]`` to a distribution with batch shape ``[...]`` and event shape ``[L, D]``.
-``PRIORS.get("gaussian")`` imports the file that registers this name. An import of this package imports no prior.
+``PRIORS.get("gaussian")`` imports the file that registers this name. Importing this package imports no prior.
 
 Each line names priors, describes them, and says how the KL of their guides is computed:
 

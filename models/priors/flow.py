@@ -22,7 +22,7 @@ class FlowPriorConfig(GaussianPriorConfig):
     """Sizes of the flow.
 
     Attributes:
-        couplings: affine couplings (RealNVP); a fixed permutation of channels lies between successive ones.
+        couplings: affine couplings (RealNVP); a fixed permutation of channels lies between successive couplings.
     """
 
     couplings: int = 2

@@ -118,7 +118,7 @@ class NoPriorConfig:
 
 @PRIORS.register("none")
 class NoPrior(nn.Module):
-    """The prior without guidance, eps = 0. It makes GRAM deterministic: TRM's recursion, with two networks."""
+    """The prior without guidance, eps = 0. With it GRAM is deterministic: TRM's recursion, but with two networks."""
 
     Config = NoPriorConfig
     traits = PriorTraits(family=None)

@@ -18,7 +18,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.inference.families import NORMAL, Family
 from pyro_gram.networks.core import LatentState
 
-Settings = Mapping[str, Mapping[str, Any]]  # config part -> field -> value
+Settings = Mapping[str, Mapping[str, Any]]  # {part of the config: {field: value}}
 T = TypeVar("T")
 
 
@@ -79,8 +79,8 @@ class Model(Protocol):
 class Prior(Protocol):
     """A prior of the guidance, p(eps_t | u_t): a callable from u_t to a distribution.
 
-    If guidance does not lie in u's space (discrete codes), the prior also has a method ``embed_guidance(eps)``. It
-    returns the term that is added to u, ``[..., L, D]``.
+    If guidance does not lie in u's space (as for discrete codes), the prior also has a method
+    ``embed_guidance(eps)``. It returns the term that is added to u, ``[..., L, D]``.
 
     >>> import torch
     >>> class Noise(torch.nn.Module):
@@ -235,7 +235,7 @@ def family_of(model: Any) -> Family:
 
 
 def model_sizes(config: Any) -> ModelSizes:
-    """Read the sizes in the config of a model. Raises ConfigError if it has no field ``width``."""
+    """Read the sizes in the config of a model. Raises ConfigError if the config has no field ``width``."""
     if not hasattr(config, "width"):
         raise ConfigError(f"the config of a model must have a field 'width', and {type(config).__name__} has none")
     return ModelSizes(**{f.name: getattr(config, f.name) for f in fields(ModelSizes) if hasattr(config, f.name)})

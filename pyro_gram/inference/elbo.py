@@ -94,7 +94,7 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
         inner_guide = poutine.unwrap(guide)
         if is_validation_enabled() or not isinstance(inner_guide, EffectGuide):
             return super()._get_trace(model, guide, args, kwargs)
-        # Pyro would compute the log densities of all draws, which analytic KLs do not need.
+        # Pyro's method would compute the log densities of all draws. Analytic KLs do not need them.
         guide(*args, **kwargs)
         traces = inner_guide.get_traces()
         inner_guide.forget()
@@ -225,13 +225,13 @@ class _ScaleGradient(torch.autograd.Function):
 def scale_gradient(distribution: Any, factor: float) -> Any:
     """Return a copy of a distribution in which the gradients of all tensors are multiplied by ``factor``.
 
-    Distributions inside it (in an Independent, a Beta, a LogNormal) are copied in the same way.
+    Distributions inside the distribution (in an Independent, a Beta, a LogNormal) are copied in the same way.
 
     Raises:
         NotImplementedError: the distribution has no tensor, or has a module or collection that may hold parameters.
     """
     clone = copy.copy(distribution)
-    # Transforms need no scaling: they are equal in q and p.
+    # Transforms need no scaling: a KL has a closed form only if q and p have equal transforms.
     attributes = {name: part for name, part in vars(distribution).items() if name != "transforms"}
     parts = {name: part for name, part in attributes.items() if isinstance(part, Tensor | Distribution)}
     if not parts or any(isinstance(part, nn.Module | list | dict) for part in attributes.values()):

@@ -118,7 +118,7 @@ class Codes(dist.TorchDistribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         logits = self.logits.expand(*sample_shape, *self.logits.shape)
-        gumbel_logits = logits - torch.empty_like(logits).exponential_().log()  # their argmax is a draw
+        gumbel_logits = logits - torch.empty_like(logits).exponential_().log()  # the argmax of these logits is a draw
         needs_grad = logits.requires_grad and torch.is_grad_enabled()
         if needs_grad and self.temperature:
             return (gumbel_logits / self.temperature).softmax(-1).flatten(-2)

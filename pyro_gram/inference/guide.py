@@ -152,7 +152,7 @@ class EffectGuide(GuideMessenger, nn.Module):
     def get_posterior(self, name: str, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         """Return the posterior at a guidance site, and the prior at any other site (a user's own latent).
 
-        Override this method to give a posterior to latents of your own, and call the inherited one for all other sites.
+        Override this method to give latents of your own a posterior, and call the inherited method for other sites.
         """
         t = transition_index(name)
         if RENAMED_SITE.search(name) if t is None else proposal_site(t) not in self.trace:

@@ -1,7 +1,8 @@
 """Importance weights of the guide's trajectories, for each input, at beta = 1.
 
 Pyro's helpers (``Importance``, ``vectorized_importance_weights``, ``WeighedPredictive``) compute the weight of a whole
-batch; these functions compute the weight of each input. Both include all sample sites of model and guide.
+batch; these functions compute the weight of each input. Both kinds of weight include all sample sites of model and
+guide.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def _read_draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) 
         log_weight=log_p - log_q,
         log_likelihood=(-terms.reconstruction).cpu(),
         kl=terms.kl.cpu(),
-        guidance=torch.stack(scales).cpu() if scales else terms.kl.cpu(),  # [0, S, B] if all guidance is conditioned
+        guidance=torch.stack(scales).cpu() if scales else terms.kl.cpu(),  # [0, S, B] if handlers fix all guidance
         tokens=observed["fn"].mode.expand(*shape, -1).cpu(),
         h=terms.state.h.cpu(),
     )
@@ -181,7 +182,7 @@ def _read_draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) 
 
 def _log_density(trace: Trace, model_trace: Trace, shape: torch.Size) -> Tensor:
     """Return the log density of the sites that count in a trace, ``[S, B]``, nats, on the CPU."""
-    total = torch.zeros(shape, dtype=torch.double)  # sums of thousands of nats: small differences matter
+    total = torch.zeros(shape, dtype=torch.double)  # because small differences between sums of thousands of nats matter
     observed = model_trace.nodes[ANSWER]
     for name, site in counted_sites(trace):
         model_site = model_trace.nodes.get(name, site)  # a guide's plates may have other names than those around y

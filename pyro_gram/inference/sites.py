@@ -145,10 +145,10 @@ def add_training_loss(name: str, loss: Tensor) -> None:
 
 
 def register_parameters(name: str, module: nn.Module) -> None:
-    """Make the parameters of ``module`` visible to SVI, as ``pyro.module`` does, without the global parameter store.
+    """Make the parameters of ``module`` visible to SVI, as ``pyro.module`` does, but without the global store.
 
     ``pyro.module`` would give the parameters of a process's first model to a second model of the same name. It also
-    leaves a weak reference on each parameter, which then cannot be pickled or deep-copied.
+    leaves a weak reference on each parameter. Such a parameter cannot be pickled or deep-copied.
     """
     if not am_i_wrapped():
         return
@@ -168,7 +168,7 @@ def _check_not_compiled() -> None:
 
 
 def is_called_by(function: Any) -> bool:
-    """Return whether a function is on Python's call stack. Some of Pyro's handlers can be detected only so."""
+    """Return whether a function is on Python's call stack. Some handlers of Pyro can only be detected so."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not function.__code__:
         frame = frame.f_back

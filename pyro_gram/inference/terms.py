@@ -29,8 +29,8 @@ class StepTerms:
 
     Attributes:
         reconstruction: -log p(y | h_T), nats per input, ``[..., B]``.
-        kl: KL(q || p) of each transition whose KL counts, nats per input, ``[T, ..., B]``, without beta. If there
-            is no closed form, it is the one-sample estimate log q - log p.
+        kl: KL(q || p) of each transition whose KL counts, nats per input, ``[T, ..., B]``, without beta. A KL
+            without closed form is estimated by log q - log p at the draw.
         state: the final latent state, for the next supervision step to start from.
         halted: bool ``[..., B]``: whether the model halts a trajectory after this pass; None without a site ``halted``.
         other_terms: the sum over all other sites, nats per input, ``[..., B]``: KLs of a user's latents, -log p of
@@ -205,7 +205,7 @@ def _batch_shape(site: Any) -> torch.Size:
 
 
 def divergence(guide_site: Any, model_site: Any) -> Tensor:
-    """Return KL(q || p) of a site, nats, in its batch shape; without a closed form, log q - log p at the draw."""
+    """Return KL(q || p) of a site, nats, in its batch shape; if it has no closed form, log q - log p at the draw."""
     q_term, p_term = divergence_parts(guide_site, model_site)
     kl = apply_weights(q_term, guide_site)
     return kl if p_term is None else kl - apply_weights(p_term, model_site)
@@ -217,10 +217,11 @@ def divergence_parts(
     kl: Callable[[Any, Any], Tensor] = kl_divergence,
     log_densities: Callable[[Any, Any, Tensor], tuple[Tensor, Tensor]] = log_densities,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return (KL(q || p), None) if there is a closed form; else, and for a Delta q, (log q, log p) at the draw.
+    """Return (KL(q || p), None) if the KL has a closed form. If not, or if q is a Delta, return (log q, log p).
 
-    The values are in nats, have the site's batch shape, and are neither scaled nor masked. As in Pyro, a KL counts with
-    the scale and mask of the guide's site, a log density with those of its own site.
+    log q and log p are taken at the site's draw. The values are in nats, have the site's batch shape, and are neither
+    scaled nor masked. As in Pyro, a KL counts with the scale and mask of the guide's site, a log density with those of
+    its own site.
 
     Args:
         kl: computes KL(q || p); raises NotImplementedError if there is no closed form.

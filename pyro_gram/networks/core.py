@@ -21,7 +21,7 @@ from pyro_gram.errors import ConfigError
 from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, FusedRotaryAttention, on_cpu
 
 MIXERS = ("attention", "swiglu")
-SCALE_FLOOR = 1e-3  # the least sigma: keeps log sigma and the KL finite in float32
+SCALE_FLOOR = 1e-3  # the least sigma; it keeps log sigma and the KL finite in float32
 
 
 class LatentState(NamedTuple):
@@ -160,7 +160,7 @@ class RotaryAttention(nn.Module):
         order = torch.arange(3 * width).view(3, heads, size)
         order[:2] = order[:2].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
         self.register_buffer("order", order.flatten(), persistent=False)
-        scale = torch.tensor([size**-0.5, 1.0, 1.0]).view(3, 1, 1, 1)  # of queries, keys and values
+        scale = torch.tensor([size**-0.5, 1.0, 1.0]).view(3, 1, 1, 1)  # the scales of queries, keys and values
         self.register_buffer("scale", scale, persistent=False)
         position = torch.arange(length)
         mask = None if prefix is None else (position < prefix) | (position <= position[:, None])  # [query, key]

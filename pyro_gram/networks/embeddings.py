@@ -1,7 +1,7 @@
 """Networks between tokens and states: from x to e_x, from y to its embedding (for guides), from h to logits of y.
 
-Models and guides call the functions at the top. They choose the network for a task, which may have one token or several
-tokens per position, a learned embedding of each puzzle, or images.
+Models and guides call the functions at the top. These functions choose the network for a task. A task may
+have one token or several tokens per position, a learned embedding of each puzzle, or images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyro_gram.spec import TaskSpec
 
 
 def input_encoder(spec: TaskSpec, width: int, prefix: int = 0) -> nn.Module | None:
-    """Make the network that embeds an input: x to e_x, ``[..., prefix + L, D]``; None for a task without input.
+    """Make the network that embeds an input x as e_x, ``[..., prefix + L, D]``; None for a task without input.
 
     Raises:
         ConfigError: the task has puzzle embeddings, and ``prefix`` is 0.
@@ -94,7 +94,7 @@ class FeatureEncoder(nn.Module):
     """Embed several tokens (features) per position by the sum of their embeddings. The sum has unit variance.
 
     ``int64 [..., L, F] -> [..., L, D]``. The layer is a matrix product over one-hot features. At the sizes of a
-    puzzle (F * V <= 100) this is faster than F look-ups, and the gradient is dense.
+    puzzle (F * vocabulary <= 100) this is faster than F look-ups, and the gradient is dense.
     """
 
     def __init__(self, features: int, vocabulary: int, width: int) -> None:

@@ -28,8 +28,8 @@ class DrawScheme:
 
     Attributes:
         kind: with ``independent``, no trajectory depends on another. With ``antithetic``, one half of the
-            trajectories takes the first guidance of the other half, mirrored about the prior's mean. (The first u is
-            the same for all.) With ``sobol``, the first guidance comes from a scrambled Sobol sequence, shifted at
+            trajectories takes the first guidance of the other half, mirrored about the prior's mean. (Both halves
+            have the same first u.) With ``sobol``, the first guidance comes from a scrambled Sobol sequence, shifted at
             random for each input. With ``distinct``, more than N trajectories start, and N with answers as different as
             possible go on: the frequencies of the answers do not estimate p(y | x).
         oversample: how many trajectories start for each one that goes on (``distinct`` only).
@@ -55,7 +55,7 @@ class DrawScheme:
         return self.steps if self.is_selective else 1
 
     def num_proposals(self, num_samples: int) -> int:
-        """Return how many trajectories start for ``num_samples`` that reach the end."""
+        """Return how many trajectories must start so that ``num_samples`` of them reach the end."""
         return num_samples * self.oversample if self.is_selective else num_samples
 
     def handler(self) -> AbstractContextManager[Any]:
@@ -63,7 +63,7 @@ class DrawScheme:
         return CoupledDraws(self.kind) if self.kind in ("antithetic", "sobol") else nullcontext()
 
     def select(self, tokens: Tensor, num_samples: int) -> Tensor:
-        """Select N trajectories that go on: first one of each distinct answer, then a second one of each, and so on.
+        """Select N trajectories that go on: first one for each distinct answer, then a second one for each, and so on.
 
         Args:
             tokens: answers after the shared steps, int64 ``[M, B, L_out]``.
@@ -99,7 +99,8 @@ def count_repeats(tokens: Tensor) -> Tensor:
 class CoupledDraws(Messenger):
     """Draw the guidance of the first transition antithetically or from a Sobol sequence.
 
-    The trajectories lie along dim -2 of the batch. Each alone follows the prior; together they are not independent.
+    The trajectories lie along dim -2 of the batch. Each trajectory by itself follows the prior, but
+    the trajectories are not independent of each other.
 
     Raises:
         ConfigError: the prior is not Gaussian, or the state has too many numbers for Sobol.

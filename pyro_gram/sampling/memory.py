@@ -11,7 +11,10 @@ TENSORS, CONSTANT_MB = 64, 8.0
 
 
 def chunk_size(length: int, max_trajectories: int = MAX_TRAJECTORIES) -> int:
-    """Return how many trajectories of ``length`` positions fit where ``max_trajectories`` of 8 positions fit."""
+    """Return how many trajectories of ``length`` positions may run at once.
+
+    Up to 8 positions, this is ``max_trajectories``. Beyond 8 positions, it falls in proportion to 1 / ``length``.
+    """
     return max(1, min(max_trajectories, max_trajectories * 8 // length))
 
 

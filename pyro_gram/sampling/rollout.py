@@ -47,11 +47,11 @@ class Rollout:
 
     Attributes:
         tokens: the most probable answer at the end of each trajectory, int64 ``[N, B, L_out]``.
-        score: log p(tokens | h_T), nats, ``[N, B]``; for diffusion models, the log probability of the path to tokens.
+        score: log p(tokens | h_T), nats, ``[N, B]``; for diffusion models, that of the path to tokens.
         steps: supervision steps of each trajectory, int64 ``[N, B]``.
         work: supervision steps of all trajectories of each input, dropped trajectories included, int64 ``[B]``.
         value: the value head's probability that the answer is right, ``[N, B]``; None without heads.
-        history: the answer after each supervision step, int64 ``[depth, N, B, L_out]``; None unless asked for.
+        history: the answer after each supervision step, int64 ``[depth, N, B, L_out]``; None if not asked for.
     """
 
     tokens: Tensor
@@ -73,7 +73,7 @@ class RolloutConfig:
     """How each trajectory of a rollout is run.
 
     Attributes:
-        depth: the most supervision steps.
+        depth: the largest number of supervision steps.
         history: keep the answer after each supervision step.
         temper: the scale of the prior in the first transitions.
         halt: a trajectory ends when the halt head's probability of a right answer reaches this value; None: never.
@@ -111,7 +111,7 @@ def rollout(
         model: a program ``model(x, y, state, steps=1)`` with sites ``y``, ``h`` and ``l``, such as GRAM.
         x: inputs, int64 ``[B, *event]``; None for a model without input, p(x), where B is 1.
         num_samples: N, trajectories for each input.
-        depth: the most supervision steps.
+        depth: the largest number of supervision steps.
         seed: chunk c draws under ``seed + c``; chunk 0 draws as ``Predictive`` does under ``seed``. Answers depend on
             the seed, on all of x, the settings and ``max_trajectories``. The caller's random state is restored.
         history: keep the answer after each supervision step.
@@ -119,7 +119,7 @@ def rollout(
         halt: a trajectory ends after the first supervision step at which the halt head's probability of a right
             answer reaches this value (A.1: 0.5). With None or 1 every trajectory runs to ``depth``.
         draws: how the trajectories of an input are drawn together (``sampling.draws``).
-        max_trajectories: the most trajectories that run at once.
+        max_trajectories: the largest number of trajectories that run at once.
         progress: called after each chunk with its number of trajectories.
         processes: the processes that share the chunks. Each returns all answers. They are the same for any number of
             processes.
@@ -258,7 +258,7 @@ def _read_answers(end: Decode) -> dict[str, Tensor]:
 
 
 def _find_halted(values: dict[str, Tensor], active_rows: Tensor, config: RolloutConfig, step: int) -> Tensor:
-    """Return which of the active trajectories end after this step, bool."""
+    """Return a bool mask of the active trajectories that end after this step."""
     if step >= config.depth:
         return torch.ones_like(active_rows, dtype=torch.bool)
     if config.halt is None:
@@ -369,7 +369,7 @@ class Decode(Messenger):
 
 
 def counted_observations(msg: Any) -> list[tuple[str, Any]]:
-    """Return a list with a site's name and message if it is observed and its density counts; else an empty list."""
+    """If a site is observed and its density counts, return a list with its name and message; else an empty list."""
     if msg["is_observed"] and msg["mask"] is False and transition_index(msg["name"]) is not None:
         msg = {**msg, "mask": None}  # conditioned guidance counts although a truncated program masks it
     return [(msg["name"], msg)] if msg["is_observed"] and is_counted(msg) else []
@@ -392,7 +392,7 @@ def to_device_of(model: nn.Module, tensor: Any) -> Any:
 def isolated_rng(model: Callable[..., Any], x: Tensor | None) -> Iterator[None]:
     """Run a block without gradients and validation, and restore the caller's random state afterwards.
 
-    Two random states are restored: the CPU's, and that of the device of x (without input: of the model).
+    Two random states are restored: that of the CPU, and that of the device that holds x (or the model, if x is None).
     """
     tensor = x if x is not None or not isinstance(model, nn.Module) else next(model.parameters(), None)
     devices = [tensor.device] if tensor is not None and tensor.is_cuda else []

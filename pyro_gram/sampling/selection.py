@@ -8,12 +8,12 @@
 
 Selection is deterministic: answers with equal counts and scores are ordered by first appearance.
 
-The highest value alone is not reliable: among many answers the head fully trusts a few wrong ones. Therefore the
-weights of all samples of an answer are added. A sample's weight is the odds of its value. Values above ``VALUE_CAP``
-count as ``VALUE_CAP``, because so near to 1 the head cannot tell right answers from wrong ones. A ratio
+The highest value alone is not reliable: among many answers there are a few wrong ones that the head fully trusts.
+Therefore the weights of all samples of an answer are added. A sample's weight is the odds of its value. Values above
+``VALUE_CAP`` count as ``VALUE_CAP``, because so near to 1 the head cannot tell right answers from wrong ones. A ratio
 of weights below ``MARGIN`` is treated as chance. Both constants were chosen by hand on validation inputs, after one
-test input of 8 queens had shown that small differences of weight are chance
-(``experiments/studies/selection.py`` measures their effect).
+test input of 8 queens had shown that small differences of weight are chance. ``experiments/studies/selection.py``
+measures the effect of the constants.
 """
 
 from __future__ import annotations

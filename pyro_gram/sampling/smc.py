@@ -148,7 +148,7 @@ def _filter(
 ) -> Particles:
     state: LatentState | None = None
     log_weight = torch.zeros(n, len(x), device=x.device)
-    log_potential = torch.zeros_like(log_weight)  # all trajectories share z_0, so any constant serves as its potential
+    log_potential = torch.zeros_like(log_weight)  # all trajectories share z_0: any constant may be its potential
     sizes, is_resampled = [], []
     with Temper(temper):
         for step in range(depth):

@@ -27,7 +27,7 @@ class TemperConfig:
     r"""The scale of the prior in rollouts, relative to the trained one.
 
     Attributes:
-        scale: the factor of :math:`\sigma_\theta(u_t)`; 1 leaves the prior as it is, less than 1 narrows it.
+        scale: the factor of :math:`\sigma_\theta(u_t)`; 1 leaves the prior as it is, a factor below 1 narrows it.
         transitions: how many transitions from z_0 on are scaled; 0 for none.
     """
 
@@ -64,11 +64,12 @@ class Temper(Messenger):
         with Temper(TemperConfig(scale=2.0, transitions=2)):
             model(x, steps=16)
 
-    The program inside must run without a guide: a guide would give a site its value before this handler sees the site.
+    The program inside the handler must run without a guide. A guide would give a site its value before this handler
+    sees the site.
 
     Raises:
         ConfigError: the scale of the prior cannot be changed.
-        TypeError: the handler is used as a decorator. It would count the transitions of all calls together.
+        TypeError: the handler is used as a decorator. A decorator would count the transitions of all calls together.
     """
 
     def __init__(self, config: TemperConfig) -> None:
@@ -92,7 +93,7 @@ class Temper(Messenger):
 def check_no_temper() -> None:
     """Raise ConfigError inside a :class:`Temper`.
 
-    Functions that run several batches of trajectories, or that need the prior as it was trained, call it first.
+    Functions that run several batches of trajectories, or that need the prior as it was trained, call this one first.
     """
     if any(isinstance(handler, Temper) for handler in _PYRO_STACK):
         raise ConfigError(

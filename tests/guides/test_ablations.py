@@ -49,7 +49,7 @@ def test_the_global_code_is_the_same_at_every_position():
     q, u = posterior_of(case)
     with torch.no_grad():
         q_of_two = case.solver.guide.posterior(u[:2], code[:2], case.solver.model.prior(u[:2]))
-    torch.testing.assert_close(q_of_two.mean, q.mean[:2])  # works with fewer inputs than positions
+    torch.testing.assert_close(q_of_two.mean, q.mean[:2])  # a batch may have fewer inputs than positions
 
 
 def test_the_residual_guide_moves_with_the_prior():

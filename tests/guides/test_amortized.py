@@ -29,9 +29,9 @@ def test_limit_kl_moves_only_posteriors_with_a_larger_kl(max_kl):
     loc, scale, prior = draw(0, 1.0)
     limited_kl = kl_of(*limit_kl(loc, scale, prior, max_kl), prior)
     assert (kl_of(loc, scale, prior) > max_kl).all()
-    assert ((limited_kl > 0.9 * max_kl) & (limited_kl < 1.02 * max_kl)).all()  # about max_kl if scales differ
+    assert ((limited_kl > 0.9 * max_kl) & (limited_kl < 1.02 * max_kl)).all()  # the KL is about max_kl if scales differ
     same_scale = limit_kl(loc, prior.scale, prior, max_kl)
-    torch.testing.assert_close(kl_of(*same_scale, prior), torch.full((6,), max_kl))  # exact for equal scales
+    torch.testing.assert_close(kl_of(*same_scale, prior), torch.full((6,), max_kl))  # exactly max_kl for equal scales
     small_kl = limit_kl(prior.loc + 1e-3, prior.scale, prior, max_kl)
     torch.testing.assert_close(small_kl, (prior.loc + 1e-3, prior.scale))
 

@@ -234,7 +234,7 @@ def test_the_guide_forgets_its_trace_after_a_step(case):
 
 @pytest.mark.parametrize("balance", [0.8, 0.5, 0.0, 1.0])
 def test_an_estimated_kl_is_balanced_like_one_in_closed_form(balance):
-    """For Gaussians the KL has a closed form. Averaged over draws, the estimate has its value and its gradients."""
+    """For Gaussians the KL has a closed form. Averaged over draws, the estimate has the same value and gradients."""
     (mq, sq, mp, sp), q, p = gaussians()
     expected = torch.autograd.grad(
         kl_divergence(scale_gradient(q, 1 - balance), scale_gradient(p, balance)), (mq, sq, mp, sp), retain_graph=True

@@ -129,7 +129,7 @@ def test_closed_form_kls_are_used_and_balanced(kind):
 
 
 def test_a_straight_through_draw_keeps_its_density():
-    """The drawn tensor has the relaxed draw as an attribute, and Pyro takes the log density of the relaxed draw."""
+    """A straight-through draw has the relaxed draw as an attribute. Pyro takes the log density of the relaxed draw."""
     model, guide, x, y = build_scaled(
         lambda u: dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), probs=u.sigmoid()).to_event(2)
     )
@@ -180,7 +180,7 @@ def test_an_autoguides_density_ignores_handlers_around_the_models_site(handler):
         torch.manual_seed(1)
         losses.append(float(elbo.loss(model, guide, x, y)))
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
-    if isinstance(handler, MaskMessenger):  # the terms do not contain scales
+    if isinstance(handler, MaskMessenger):  # the terms of the ELBO contain no scales
         assert elbo.terms.elbo.sum().item() == pytest.approx(-losses[0], rel=1e-5)
 
 

@@ -156,7 +156,7 @@ def guide_outside_plates(x, y, **_):
 
 
 def test_a_guide_outside_the_models_plates_is_refused():
-    """The entropy of a guide outside the plates would count once for each input. Pyro's validation refuses it too."""
+    """The entropy of a guide outside the plates would count once for each input. Pyro's validation also refuses it."""
     model, _, x, y = pair(GRAM, AmortizedGuide, **PLAIN)
     with pyro.validation_enabled(False):
         for elbo in (MeanFieldELBO(), BalancedELBO(), TraceELBO()):
@@ -194,7 +194,8 @@ def test_a_guides_plates_may_have_other_names(name):
 
     weights = guide_draws(model, guide, x, y, steps=1, num_samples=2, seed=3).log_weight
     torch.manual_seed(3)
-    with torch.no_grad(), pyro.validation_enabled(False):  # validation warns of the other name
+    # Pyro's validation would warn if guide and model name their plates differently.
+    with torch.no_grad(), pyro.validation_enabled(False):
         loss = Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1).loss(
             model, guide, x, y, truncated=False
         )

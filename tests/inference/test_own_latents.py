@@ -127,7 +127,7 @@ def test_terms_of_every_elbo_add_up_to_pyros_bound(name, observed, validate):
     with pyro.validation_enabled(validate):
         torch.manual_seed(1)
         loss = elbo.loss(model, guide, x, y)
-    assert type(loss) is float  # as with Pyro's ELBOs
+    assert type(loss) is float  # Pyro's ELBOs return a float too
     assert elbo.terms.elbo.sum().item() == pytest.approx(-expected, rel=1e-5)
     if name != "trace":
         assert loss == pytest.approx(expected, rel=1e-5)
@@ -329,7 +329,7 @@ def test_auxiliary_draws_of_an_effect_guide_cancel_as_in_pyro():
     torch.testing.assert_close(weights, weights_by_hand(guide, x, y, "c", seed=4))
     torch.manual_seed(4)
     settings = {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}
-    with pyro.validation_enabled(False):  # validation warns of auxiliary sites in the model
+    with pyro.validation_enabled(False):  # Pyro's validation warns of auxiliary sites in a model
         pyro_loss = Trace_ELBO(**settings).loss(model, guide, x, y, truncated=False)
     assert weights.sum().item() / 3 == pytest.approx(-pyro_loss, rel=1e-5)
 

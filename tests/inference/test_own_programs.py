@@ -25,7 +25,7 @@ PLAIN = {"model": {"truncated": False}}
 
 
 def in_plate(name):
-    """Return a model with a latent that all inputs share. ``name`` names the plate of inputs; None: no plate."""
+    """Return a model with a latent that all inputs share. ``name`` names the plate of inputs (None for no plate)."""
 
     class Program(nn.Module):
         def forward(self, x, y=None, state=None, **settings):

@@ -35,7 +35,7 @@ def model(halted=False):
             z = z + pyro.sample("eps_1", dist.Normal(z, 2.0))
         with poutine.mask(mask=False):
             pyro.sample("eps_2", dist.Normal(z, 2.0))
-        with poutine.scale(scale=7.0):  # the terms do not contain scales
+        with poutine.scale(scale=7.0):  # the terms of the ELBO contain no scales
             c = pyro.sample("c", dist.Normal(z, 3.0))
         pyro.deterministic("u_0", z)
         pyro.deterministic("h", z.expand(B))
@@ -70,7 +70,7 @@ def test_terms_are_read_from_both_traces():
     assert terms.reconstruction.tolist() == pytest.approx((-dist.Normal(value["c"], 0.5).log_prob(LOC)).tolist())
     first_kl = kl_divergence(dist.Normal(LOC, 0.5), dist.Normal(torch.zeros(B), 1.0))
     second_kl = kl_divergence(dist.Normal(-LOC, 1.5), dist.Normal(value["eps_0"], 2.0))
-    second_kl[1] = 0  # masked
+    second_kl[1] = 0  # the second input is masked
     torch.testing.assert_close(terms.kl, torch.stack((first_kl, second_kl)))  # eps_2 is masked and has no KL
     z = value["eps_0"] + value["eps_1"]
     other_terms = (

@@ -7,7 +7,7 @@ from pyro_gram.models.autoregressive import Autoregressive
 from pyro_gram.errors import ConfigError
 from tests.conftest import build_case, build_small
 
-TABLE = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(2))  # [last token, place, next token]
+TABLE = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(2))  # indices: last token, place, next token
 
 
 def table_logits(e_x, tokens):

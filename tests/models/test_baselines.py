@@ -14,7 +14,7 @@ from pyro_gram.networks.core import RotaryAttention
 from pyro_gram.sampling.rollout import rollout
 from tests.conftest import build_case
 
-TINY = {"vertices": 4, "train": 20, "validation": 4, "test": 4}  # 81 answers
+TINY = {"vertices": 4, "train": 20, "validation": 4, "test": 4}  # 3 colors at 4 vertices: 81 answers
 
 
 def build_tiny(name, **changes):

@@ -52,7 +52,7 @@ def test_swiglu_follows_its_formula():
 
 def test_rotary_scores_depend_on_relative_position_only():
     attention = RotaryAttention(L, D, 1)
-    qkv = torch.randn(1, 3, 1, D // 2, 2).expand(L, 3, 1, D // 2, 2)  # the same at every position
+    qkv = torch.randn(1, 3, 1, D // 2, 2).expand(L, 3, 1, D // 2, 2)  # equal vectors at every position
     q, k, v = rotate(qkv.contiguous(), attention.rotation).flatten(-2).unbind(-3)  # [L, 1, D] each
     scores = q[:, 0] @ k[:, 0].T
     for shift in range(-L + 1, L):

@@ -47,7 +47,7 @@ def remove_group_norm(module):
 
 
 def patch_cells(image, patch):
-    """Return the index of the patch in which each pixel lies, ``[rows * columns]``. No ``unfold`` is used."""
+    """Return the index of the patch in which each pixel lies, ``[rows * columns]``. ``unfold`` is not used."""
     rows, columns = image
     return torch.tensor([(r // patch) * (columns // patch) + c // patch for r in range(rows) for c in range(columns)])
 
@@ -93,7 +93,7 @@ def test_decoder_reads_the_last_positions(batch):
 
 def test_encoder_takes_answers_shared_by_several_samples():
     module, pixels = encoder(), pixels_of((8, 12), 3)
-    shared_pixels = pixels.expand(5, 3, -1)  # not contiguous, like particles of the same data
+    shared_pixels = pixels.expand(5, 3, -1)  # not contiguous, like the tensors of a particle plate
     torch.testing.assert_close(module(shared_pixels), module(pixels).expand(5, -1, -1, -1))
     transposed_pixels = pixels_of((8, 12), 4, 3).transpose(0, 1)
     torch.testing.assert_close(module(transposed_pixels), module(transposed_pixels.contiguous()))

@@ -29,7 +29,7 @@ def test_an_answer_of_clearly_greater_weight_replaces_the_most_frequent_one():
     assert select_by_value(answers, [0.7, 0.5, 0.5, 0.3], scores) == Candidate(
         1, 2, -4.0
     )  # "a" has the odds 2.33 and "b" the odds 1 + 1: the ratio is below 1.5
-    assert select_by_value(answers, [0.76, 0.5, 0.5, 0.3], scores) == Candidate(0, 1, -1.0)  # odds of "a": 3.17
+    assert select_by_value(answers, [0.76, 0.5, 0.5, 0.3], scores) == Candidate(0, 1, -1.0)  # "a" has the odds 3.17
     assert select_by_value(answers, [0.5] * 4, scores) == Candidate(1, 2, -4.0)
     assert select_by_value(answers, [0.0] * 4, scores) == Candidate(1, 2, -4.0)
 
