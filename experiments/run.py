@@ -154,7 +154,7 @@ def main(argv: list[str]) -> int:
         try:
             results = evaluate(run, half=arguments["half"])
         except KeyboardInterrupt as interruption:
-            run.print(f"interrupted during the evaluation; to continue, run the same command with --resume --out {out}")
+            run.print(f"interrupted after training; to continue, run the same command with --resume --out {out}")
             return interrupt_exit_code(interruption)
     if not processes.is_main:
         return 0

@@ -141,7 +141,7 @@ def _fit_length(run: Run, on_evaluate: Validate, checkpoint: CheckpointCallback)
     if trainer.num_batches and trainer.num_batches < c.batches:
         run.print(
             f"this machine trains {trainer.num_batches:,} of {c.batches:,} batches in {c.minutes:g} minutes: the "
-            "schedule is fitted to them (--train.minutes sets another length)"
+            "schedule is fitted to them (--train.minutes sets another length, and 0 trains all batches)"
         )
     checkpoint.check()
 

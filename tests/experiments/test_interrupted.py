@@ -39,7 +39,7 @@ def test_an_interrupt_outside_training_is_one_line(number, tmp_path, monkeypatch
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
-        .startswith("interrupted during the evaluation; to continue, run the same command with --resume")
+        .startswith("interrupted after training; to continue, run the same command with --resume")
     )
 
 
