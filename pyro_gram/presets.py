@@ -28,8 +28,8 @@ def read_preset(
 
     If the user replaces the model, prior or guide, the preset's settings for this part are kept only if the new class
     has settings of the same names. The traits of a model (``inference.contract``) may name the prior and guide that
-    the model needs. The traits of a model or guide may override settings. A prior with nothing to infer gets the guide
-    ``prior``. The preset's temper is dropped if the prior is replaced.
+    the model needs. The traits of a model or guide may override settings. If the prior leaves nothing to infer and the
+    user names no guide, the guide is ``prior``. The preset's temper is dropped if the prior is replaced.
 
     Args:
         folder: the folder with one TOML file for each task.
@@ -89,10 +89,10 @@ def _check_named_by_user(preset: str, names: dict[str, str], trusted_names: set[
 
 
 def _with_defaults(names: dict[str, str], preset_names: dict[str, str], user_names: dict[str, str]) -> dict[str, str]:
-    """Return ``names`` with the parts that the model or the prior needs. A part that the user has named stays.
+    """Return ``names`` with the prior and guide that the model and prior need. Parts that the user has named stay.
 
-    A model other than the preset's may need a prior and a guide. A prior with nothing to infer needs the guide
-    ``prior``.
+    A model other than the preset's may need a prior and a guide. A prior that leaves nothing to infer needs the
+    guide ``prior``.
     """
     is_new_model = names["model"] != preset_names["model"]
     needed_parts = model_traits(MODELS.get(names["model"])).default_parts if is_new_model else {}
@@ -104,7 +104,7 @@ def _with_defaults(names: dict[str, str], preset_names: dict[str, str], user_nam
 
 
 def default_overrides(traits: ModelTraits) -> Settings:
-    """Return the settings by which a model overrides a preset. A one-step model also sets one supervision step."""
+    """Return the settings by which a model overrides a preset. For a one-step model they set one supervision step."""
     if not traits.is_one_step:
         return traits.default_settings
     one_step = {"train": {"supervision_steps": 1, "on_policy_depth": 0}, "evaluate": {"depth": 1}}

@@ -108,7 +108,7 @@ class Solver:
             seed: the seed of the draws.
             history: keep the answer after every supervision step. No trajectory halts then, and ``halt`` must be None.
             temper: how the prior is scaled at the start of a trajectory; None for the temper of the config.
-            halt: a trajectory ends when the halt head gives the trajectory's answer this probability of being right
+            halt: a trajectory ends as soon as the halt head gives its answer at least this probability of being right
                 (ACT). None takes the value of the config; 1 lets no trajectory end early. Without heads all
                 trajectories run to ``depth``.
             draws: how the trajectories of an input are drawn together: ``independent``, ``antithetic`` or ``sobol``
@@ -166,7 +166,7 @@ class Solver:
 
         There is no such reason if all trajectories come from the prior without temper and run to their full depth. The
         frequency of an answer is then an unbiased estimate of the probability that a trajectory ends in it. This holds
-        for antithetic and Sobol draws too: each of them is a draw of the prior. A temper makes other answers frequent;
+        for antithetic and Sobol draws too: each draw comes from the prior. A temper makes other answers frequent;
         a trajectory that halts keeps an answer that later steps might change; SMC favours answers that the value head
         trusts.
 

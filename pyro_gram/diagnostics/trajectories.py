@@ -85,7 +85,7 @@ def record_steps(
     handler: Messenger,
     record: Callable[[Decode], Recorded],
 ) -> list[Recorded]:
-    """Apply ``record`` to z_0 and to the end of each of ``depth`` supervision steps under a handler."""
+    """Run ``depth`` supervision steps under a handler. Apply ``record`` to z_0 and to the end of each step."""
     with isolated_rng(model, x):
         torch.manual_seed(seed)
         records = [record(run_steps(model, x, None, num_samples, 0))]
