@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     device = pick_device(arguments.device)
     solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
     solver.check_depth(arguments.depth)
-    is_run_file = arguments.checkpoint.name == "model.safetensors"  # this file stands for the run's directory
+    is_run_file = arguments.checkpoint.name == "model.safetensors"  # model.safetensors means its run
     checkpoint = arguments.checkpoint.parent if is_run_file else arguments.checkpoint
     out = arguments.out or path_next_to(checkpoint, "diagnosis")
     check_directory(out, "--out")

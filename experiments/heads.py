@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--out must end in .safetensors, not {str(out)!r}")
     if arguments["seed"] is not None:
         check_seed(arguments["seed"], "--seed")
-    with_options(DEFAULT, arguments)  # wrong values are refused before anything is read
+    with_options(DEFAULT, arguments)  # refuse wrong values of options before any file is read
     check_writable(out)
     solver = load(source, arguments["data_dir"], trust_code=arguments["trust_code"])
     current = solver.config.heads

@@ -26,7 +26,7 @@ from pyro_gram.system.machine import pick_device
 from pyro_gram.tasks.base import SPLITS, make_task
 
 PRESETS = Path(__file__).parent / "presets"
-PART_NAMES = ("model", "prior", "guide")  # parts of a run that replace the preset's if the user names them
+PART_NAMES = ("model", "prior", "guide")  # parts that the user may name instead of the preset's
 
 
 def make_parser(add_help: bool = True, list_names: bool = True) -> Parser:
@@ -104,7 +104,7 @@ def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
     """Print the inputs of a split, one per line. If the task has no input, print the split's answers instead."""
     task = make_task(config.names["task"], config.task, data_dir)
     puzzles = task.split(split)
-    if puzzles.inputs is None:  # p(x): a split is a set of answers
+    if puzzles.inputs is None:  # a split of a task p(x) is a set of answers
         for y in puzzles.solutions:
             print(task.format_solution(None, y.long()))
     else:
@@ -113,7 +113,7 @@ def list_split(config: RunConfig, split: str, data_dir: str | None) -> int:
     return 0
 
 
-SUMMARY_METRICS = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # shown if the task has them
+SUMMARY_METRICS = ("frechet_distance", "inception_score", "pass_at_1", "pass_at_2")  # metrics of some tasks
 
 
 def summary(task: str, m: dict[str, Any]) -> str:

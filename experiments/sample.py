@@ -19,7 +19,7 @@ from pyro_gram.system.files import write_atomically
 from pyro_gram.system.machine import pick_device
 
 SUFFIXES = (".npz", ".png")
-FORMATION_ROWS = 6  # samples in a picture with --formation
+FORMATION_ROWS = 6  # number of samples in a picture with --formation
 
 
 def out_file(text: str) -> Path:

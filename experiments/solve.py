@@ -28,7 +28,7 @@ from pyro_gram.system.text import MAX_PUZZLE_BYTES, make_printable, normalize_te
 from pyro_gram.tasks.base import NO_PUZZLE, Task
 from pyro_gram.tasks.terminal import wants_colour
 
-SOLVER_OPTIONS = ("num_samples", "depth", "seed", "select", "halt", "draws", "memory")  # passed to Solver.stream
+SOLVER_OPTIONS = ("num_samples", "depth", "seed", "select", "halt", "draws", "memory")  # options of Solver.stream
 FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # largest numbers of inputs, and of answers for each input, in --figure
 MAX_TITLE = 20  # an input with more characters is titled by its number in a figure
 JSON_HELP = (

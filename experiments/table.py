@@ -97,7 +97,7 @@ class Cell:
         for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
             config = with_settings(config, settings)
         is_one_update = config.train.act or config.train.supervision_steps == 1
-        if is_one_update:  # then evaluations come after about as many updates as in the other rows
+        if is_one_update:  # evaluations are then about as many updates apart as in other rows
             config = with_settings(config, {"train": {"evaluate_every": EVALUATE_EVERY}})
         minutes = self.minutes or preset.get("minutes")
         if minutes:  # all cells train for the same time, and each schedule is fitted to it
@@ -187,7 +187,7 @@ def metrics_of_fewer(
 
 
 def cost_of(config: RunConfig, data_dir: str | None) -> int:
-    """Build a model with this config, and count the layers that one sample passes through. It needs no training."""
+    """Build a model with this config, and count the layers that one sample passes through. The model is not trained."""
     solver = build(config, data_dir)
     x = solver.task.split("test").inputs
     return count_layers(solver.model, None if x is None else x[:1], config.depth)
@@ -309,7 +309,7 @@ def main(argv: list[str]) -> int:
                 f"no cell {unknown_names[0]!r} in this table; --list prints the missing cells, such as {cells[0].name}"
             )
         cells = [cells_by_name[name] for name in arguments.cell]
-    missing_cells = [cell for cell in cells if not is_done(cell, arguments.runs)]  # is_done also checks the settings
+    missing_cells = [cell for cell in cells if not is_done(cell, arguments.runs)]  # is_done also checks settings
     device_type(arguments.device)  # check only its kind: with --list the device may be on another machine
     if arguments.list and is_idle_process():
         return 0
@@ -331,7 +331,7 @@ def main(argv: list[str]) -> int:
                 print("stopped; to continue, run the same command", file=sys.stderr)
             return interruption.exit_code
         except UserError as e:  # after such an error the other cells can still be run
-            if processes.size > 1:  # the other processes may still be in this cell
+            if processes.size > 1:  # the other processes may still be training this cell
                 raise
             failures.append(f"{cell.name}: {e}")
             print(f"error: {failures[-1]}", file=sys.stderr)

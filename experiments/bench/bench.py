@@ -48,20 +48,20 @@ from pyro_gram.training.dry_run import prepare_core
 from pyro_gram.training.precision import has_compiler
 
 SAMPLE_COUNTS, DEPTHS = (1, 20, 100), (4, 8, 16, 32, 64)
-DEPTH, NUM_SAMPLES = 16, 20  # the fixed depth while N varies, and the fixed N while the depth varies
-STEPS = (4, 64)  # values of N_sup, between which peak memory is compared
-CHANNELS, LENGTHS = (64, 128, 256), (16, 32, 64, 128)  # D and L
+DEPTH, NUM_SAMPLES = 16, 20  # the depth of rollouts with various N, and the N of rollouts with various depths
+STEPS = (4, 64)  # numbers of supervision steps (N_sup) whose peak memory is compared
+CHANNELS, LENGTHS = (64, 128, 256), (16, 32, 64, 128)  # values of D (channels) and of L (positions)
 GROWTH_BATCH = 16
 SAMPLING_SIZES = ("cpu", "cells")
 PARTS = ["steps", "memory", "sampling", "growth", "compiled"]
 QUICK = PARTS[:3]
-TABLE_KEYS = {"steps", "memory", "sampling", "growth", "compiled"}  # the table needs all of these in the JSON
+TABLE_KEYS = {"steps", "memory", "sampling", "growth", "compiled"}  # the table is written if the JSON has all these
 OTHER_JSON = Path(__file__).with_name("bench_other.json")
-MEMORY_SIZE = "edge"  # the size whose memory is measured
+MEMORY_SIZE = "edge"  # the entry of SIZES whose memory is measured
 
 
 def seconds_of(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, Any]]:
-    """Time the calls in turn, after one round of warm-up."""
+    """Time functions in turn, after one round of warm-up. Return the median and quartiles of the seconds of each."""
     time_in_turn(calls, 1)
     rounds = time_in_turn(calls, repeats)
     return {name: spread([r[name] for r in rounds]) for name in calls}
@@ -135,7 +135,7 @@ def own_memory(name: str) -> dict[str, float]:
     """Measure in this process the peak memory (MiB) of training a batch, for each N_sup in ``STEPS``."""
     before, peak_mb = resident_memory_mb(), {}
     trainer = make_trainer(assemble(name))
-    for steps in STEPS:  # the recorded peak never falls, so fewer steps must come first
+    for steps in STEPS:  # the recorded peak memory never falls: the batch with fewer steps must come first
         trainer.config = replace(trainer.config, supervision_steps=steps, on_policy_depth=0)
         trainer.train_batch(*trainer.batches(0))
         peak_mb[str(steps)] = peak_memory_mb() - before
@@ -143,7 +143,7 @@ def own_memory(name: str) -> dict[str, float]:
 
 
 def compiled(name: str, repeats: int) -> dict[str, Any]:
-    """Time a step with a plain core and a step with a compiled core in turn. Also time the compiling itself.
+    """Time a training step with a plain core and with a compiled core, in turn. Also time the compiling itself.
 
     ``pays_after_steps`` is the number of steps after which the saved time exceeds the time of compiling.
     """
@@ -176,7 +176,7 @@ def _ms(seconds: Any) -> Any:
 
 
 def format_result(result: dict[str, Any]) -> str:
-    """Return the result as readable text."""
+    """Return the measurements as text for the terminal."""
     lines = []
     for row in result.get("steps", []):
         low, high = row["ratio_quartiles"]
@@ -293,7 +293,7 @@ def main(argv: list[str]) -> int:
         check_writable(arguments.out)
     result: dict[str, Any] = {}
     if arguments.only and arguments.out and arguments.out.exists():
-        result = read_json(arguments.out)  # keep the results of the other parts
+        result = read_json(arguments.out)  # keep the results of the parts that are not measured now
         if result.get("environment", environment()) != environment():
             raise UserError(f"{arguments.out} was measured on another machine or version: give another --out")
     for results in measure(repeats, arguments.quick, arguments.only or (QUICK if arguments.quick else PARTS)):
@@ -307,7 +307,7 @@ def main(argv: list[str]) -> int:
 
 
 def measure(repeats: int, quick: bool, parts: list[str]) -> Iterator[dict[str, Any]]:
-    """Measure part by part and yield each part's results. ``quick`` measures fewer sizes and repeats, in under 50 s."""
+    """Measure the named parts one by one, and yield the results of each. ``quick`` uses fewer sizes and repeats."""
     if "steps" in parts:
         rows = []
         for name in ("cpu", "cells") if quick else SIZES:

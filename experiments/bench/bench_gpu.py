@@ -57,7 +57,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def measure(config: RunConfig, precision: str, compiled: bool, device: torch.device) -> dict[str, Any]:
-    """Measure one preset at one precision, compiled or not."""
+    """Measure the training of one config at one precision, with a plain or a compiled core."""
     _forget()
     torch.manual_seed(0)
     trainer = make_trainer(with_settings(config, {"train": {"precision": precision, "compile": compiled}}), device)
@@ -159,7 +159,7 @@ def product_rate(device: torch.device, precision: str) -> float:
     return 2 * side**3 / statistics.median(seconds[3:]) / 1e12
 
 
-LINKS = {"NVLink, 300 GB/s": 300.0, "PCIe 5.0, 40 GB/s": 40.0, "100 Gb Ethernet, 11 GB/s": 11.0}  # GB/s, one way
+LINKS = {"NVLink, 300 GB/s": 300.0, "PCIe 5.0, 40 GB/s": 40.0, "100 Gb Ethernet, 11 GB/s": 11.0}  # GB/s, one direction
 
 
 def exchange_table(results: dict[str, Any], processes: int) -> str:
@@ -182,7 +182,7 @@ def exchange_table(results: dict[str, Any], processes: int) -> str:
         compute_ms = best["update_ms"] / processes
         cells = []
         for rate in LINKS.values():
-            exchange_ms = 2 * (processes - 1) / processes * 4 * num_parameters / (1e6 * rate)  # ms
+            exchange_ms = 2 * (processes - 1) / processes * 4 * num_parameters / (1e6 * rate)  # milliseconds
             cells.append(f"{exchange_ms:.1f} ms, {best['update_ms'] / (compute_ms + exchange_ms):.1f} x")
         way = f"{best['precision']}{', compiled' if best['compiled'] else ''}"
         lines.append(
@@ -245,7 +245,7 @@ def main(argv: list[str]) -> int:
     for task in arguments.tasks:
         results["tasks"][task] = study(task, arguments.preset, device, ways, results["product_tflops"])
         write_json(arguments.out, results)
-        write_markdown(arguments.out, markdown(results))  # written after each task: a later failure loses nothing
+        write_markdown(arguments.out, markdown(results))  # written after each task, in case a later one fails
     print(
         json.dumps({task: [row.get("updates_per_second") for row in f["ways"]] for task, f in results["tasks"].items()})
     )

@@ -94,7 +94,7 @@ def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
         return lambda: solver.sample(inputs, num_samples=n, **settings)
 
     sample(first_input, 1)()
-    every_step_seconds = median_seconds(sample(x, NUM_SAMPLES, history=True), repeats)  # the heads run at every step
+    every_step_seconds = median_seconds(sample(x, NUM_SAMPLES, history=True), repeats)  # heads run at every step
     model: Any = solver.model
     heads, model.heads = model.heads, None
     no_heads_seconds = median_seconds(sample(x, NUM_SAMPLES, history=True), repeats)
@@ -121,7 +121,7 @@ def measure(repeats: int, inputs: int | None = None) -> dict[str, Any]:
 
 
 def markdown(bench: dict[str, Any]) -> str:
-    """Show the times and the memory as a Markdown table."""
+    """Return the times and the memory as a Markdown table."""
     times, n = bench["seconds"], bench["num_samples"]
     rows = [
         (f"`solve.py --json`, {bench['inputs']} graphs, N = {n}, from start to end", f"{times['solve_py']:.1f} s"),

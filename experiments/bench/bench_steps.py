@@ -1,4 +1,4 @@
-"""The training steps that ``bench.py`` times: one SVI step, the same step in plain torch, and the products alone.
+"""The training steps that ``bench.py`` times: an SVI step, the same step in plain torch, and its matrix products.
 
 Each of the two steps has a forward pass under the guide, a balanced KL, a backward pass, clipping by the global norm,
 and fused AdamW. They compute the same numbers: losses, gradients and weights are compared before timing. Steps and
@@ -42,7 +42,7 @@ PRESETS = Path(__file__).parents[1] / "presets"
 Step = Callable[[], float]
 
 
-# Each size names a task, and the settings in which it differs from the task's cpu preset.
+# Each entry of SIZES names a task, and the settings in which it differs from the task's cpu preset.
 WIDE = {"width": 128, "heads": 4, "hidden": 128, "layers": 2, "low_steps": 4, "transitions": 3, "truncated": True}
 SIZES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "cpu": ("coloring", {}),
@@ -156,7 +156,7 @@ def check_same_updates(name: str, steps: int = 3, tolerance: float = 1e-3) -> li
     losses = []
     for trainer, step in ((pyro_trainer, pyro_step(pyro_trainer, x, y)), (torch_trainer, torch_update)):
         torch.manual_seed(0)
-        with torch.no_grad():  # GaussianHeads start at 0: the KL would be 0 without a change
+        with torch.no_grad():  # every GaussianHead starts at 0, so the KL would stay 0 at first
             for p in trainer.optimizer.parameters_by_name.values():
                 p.add_(0.05 * torch.randn_like(p))
         losses.append([step() for _ in range(steps)])
@@ -233,7 +233,7 @@ class Products(TorchDispatchMode):
 
 
 def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
-    """Time the Pyro step, the torch step and the products in turn. Return times, and the quartiles of their ratio."""
+    """Time the Pyro step, the torch step and the products in turn. Return the times and the ratio Pyro to torch."""
     losses = check_same_updates(name)
     pyro_trainer, torch_trainer = make_trainer(assemble(name)), make_trainer(assemble(name))
     x, y = pyro_trainer.batches(0)

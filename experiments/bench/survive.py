@@ -42,7 +42,7 @@ SETTINGS = {
 
 
 def command(out: Path, *options: str) -> list[str]:
-    """Return the command of the run in ``out``."""
+    """Return the command line that trains the small run in the directory ``out``."""
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
     base = [sys.executable, str(RUN), "--task", "coloring", "--preset", "tiny", "--out", str(out)]
     return [*base, *settings, *options]
@@ -58,7 +58,7 @@ def run_to_end(out: Path, *options: str) -> float:
 
 
 def environ() -> dict[str, str]:
-    """Return environment variables for one thread: sums of floats then repeat, and parallel trials share the cores."""
+    """Return an environment with one thread per run: sums of floats repeat, and parallel trials share the cores."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -151,7 +151,7 @@ def survive(kills: int, parallel: int) -> dict[str, Any]:
 def markdown(results: dict[str, Any]) -> str:
     """Return two sentences that describe the kills and their results."""
     between_updates = ""
-    if "inside_a_batch" in results:  # results of an earlier version, which could save between two updates
+    if "inside_a_batch" in results:  # only an earlier version could save between two updates
         between_updates = f" and {results['inside_a_batch']} between two updates of one batch"
     return (
         f"`python experiments/bench/survive.py --kills {results['kills']} --out experiments/bench/survive.json` killed "

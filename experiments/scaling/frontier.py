@@ -23,7 +23,7 @@ from pyro_gram.tasks.base import PuzzleSet
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
-MIN_TRAJECTORIES = 5  # smallest N of a point
+MIN_TRAJECTORIES = 5  # smallest number of trajectories (N) of a point
 BUDGETS = (5, 10, 20)  # a budget of b is the work of b trajectories of full depth
 TOLERANCE = 0.005  # largest loss of accuracy, compared with full depth, of a point that counts as "as accurate"
 METHODS = ("whole", "shallower", "halting")
@@ -77,7 +77,7 @@ def point_name(n: int, depth: int, halt: float) -> str:
 
 
 def measure_points(answers: GradedAnswers, full_depth: int, halt: float, head_cost: float) -> Points:
-    """Measure every point of the comparison.
+    """Measure every point: every setting of N, depth and halting threshold that is compared.
 
     Args:
         answers: the answers of the recorded trajectories.
@@ -122,8 +122,8 @@ def choose_points(points: Points, full_depth: int) -> dict[int, dict[str, str | 
     """Choose the point that finds the most solutions, for each method and budget. Accuracy breaks ties.
 
     The method ``whole`` uses trajectories of full depth, ``shallower`` trajectories of any depth, and ``halting``
-    trajectories of any depth and threshold. For the methods ``*_as_right`` the choice is restricted
-    to points whose accuracy is at most ``TOLERANCE`` below the accuracy of trajectories of full depth.
+    trajectories of any depth and threshold. For the methods ``*_as_right`` the choice is
+    restricted to points whose accuracy is at most ``TOLERANCE`` below the accuracy of trajectories of full depth.
 
     Args:
         points: the points, measured on validation inputs.
@@ -168,7 +168,7 @@ def choose_points(points: Points, full_depth: int) -> dict[int, dict[str, str | 
 def head_cost_per_step(solver: Solver, x: Tensor) -> float:
     """Return the operations of the heads at one supervision step, divided by those of the step without heads.
 
-    Floating-point operations are counted. They are counted in the second step, because trajectories share much of the
+    Floating-point operations are counted in the second step, because trajectories share much of the
     work of the first step. The ratio is the same on all machines and for any number of trajectories.
     """
     model: Any = solver.model

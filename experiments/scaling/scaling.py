@@ -166,7 +166,7 @@ class CheckpointStudy:
 
 
 def measure_seed(study: CheckpointStudy, seed: int, head_cost: float) -> dict[str, Any]:
-    """Return all measurements under one seed of the draws."""
+    """Return all measurements of a checkpoint under one seed of the draws."""
     trajectories = study.record_trajectories("test", seed)
     halted_samples = trajectories.first(NUM_SELECTED, study.depth).halted(study.halt)
     return {
@@ -215,7 +215,7 @@ def first_puzzles(solver: Solver, split: str, count: int | None) -> PuzzleSet:
 
 
 def measure(solver: Solver, arguments: Any) -> dict[str, Any]:
-    """Return the JSON of the study."""
+    """Measure a checkpoint with the options of the command line. Return the JSON of the study."""
     puzzles = first_puzzles(solver, "test", arguments.inputs)
     validation = first_puzzles(solver, "validation", arguments.validation)
     depth = arguments.depth or solver.config.depth
@@ -327,7 +327,7 @@ def draw(path: Path) -> None:
 
 
 def summary(results: dict[str, Any]) -> str:
-    """Return one line about selection and halting."""
+    """Return one line of text: the accuracies with each selection, and with halting."""
     full_point, halted_point = results["width"][results["depth"]][NUM_SELECTED], results["halted"]
     return (
         f"of {NUM_SELECTED} samples: one {full_point['sample']:.3f}, vote {full_point['vote']:.3f}, "

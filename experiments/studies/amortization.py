@@ -37,10 +37,10 @@ from pyro_gram.system.machine import environment
 from pyro_gram.tasks.batches import generator_for
 
 HERE = Path(__file__).parent
-DRAWS = 200  # trajectories of each pair, for every bound
-PRIOR_DRAWS = 4000  # trajectories of each pair, for log p(y | x)
-PARTICLES = 8  # trajectories of each pair in an update
-COPY_LR = 1e-3  # small, because the copy starts from trained weights
+DRAWS = 200  # number of trajectories of each pair (x, y) in every bound
+PRIOR_DRAWS = 4000  # number of trajectories of each pair in the estimate of log p(y | x)
+PARTICLES = 8  # number of trajectories of each pair in an update
+COPY_LR = 1e-3  # learning rate of the copy: small, because the copy starts from trained weights
 
 
 def mean_field_at(guide: nn.Module, model: Any, x: Tensor, y: Tensor, steps: int) -> MeanFieldGuide:

@@ -33,9 +33,9 @@ from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, read_json
 from pyro_gram.tasks.base import PuzzleSet
 
-NUM_SAMPLES = 20  # trajectories for each input
+NUM_SAMPLES = 20  # number of trajectories for each input
 POWERS = (1.0, 4.0, 16.0)
-THRESHOLD = 0.9  # resample if the effective sample size is below this share of N
+THRESHOLD = 0.9  # filters resample if the effective sample size is below this share of N
 INPUTS = 64  # largest number of inputs of each split
 OUT = Path(__file__).with_suffix(".json")
 
@@ -137,7 +137,7 @@ def make_study(solver: Solver, puzzles: PuzzleSet, cache: Path | None, progress:
 
 
 def measure(path: Path, arguments: Any) -> dict[str, Any]:
-    """Return the JSON of one checkpoint."""
+    """Choose settings for one checkpoint on validation inputs, and measure them on test inputs. Return the JSON."""
     solver = pyro_gram.load(path, trust_code=arguments.trust_code)
     check_has_heads(solver.model, "filter")
     full_depth = solver.config.depth

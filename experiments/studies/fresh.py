@@ -65,7 +65,7 @@ def measure_draws(solver: Solver, puzzles: PuzzleSet, seeds: int) -> dict[str, A
     draws: list[dict[str, Any]] = []
     for seed in range(seeds):
         print(f"  seed {seed}", file=sys.stderr)
-        halt = 1.0 if solver.has_heads else None  # trajectories never halt
+        halt = 1.0 if solver.has_heads else None  # with P = 1 trajectories never halt
         samples = solver.sample(puzzles.inputs, NUM_SAMPLES, seed=100_000 * (seed + 1), halt=halt)
         metrics = measure(solver.task, puzzles, samples.tokens, samples.score).to_dict()
         draws.append({name: metrics[name] for name in METRICS})
@@ -98,7 +98,7 @@ def study_settings(path: Path, arguments: Any) -> dict[str, Any]:
 
 
 def measure_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON of one checkpoint."""
+    """Measure one checkpoint on fresh inputs. Return its part of the study's JSON."""
     solver = pyro_gram.load(path)
     puzzles, description = fresh_puzzles(solver, settings["inputs"], settings["data_seed"])
     return {

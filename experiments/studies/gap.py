@@ -1,7 +1,8 @@
 """Study which changes close the gap between guide and prior: train variants of a preset for equal minutes.
 
 Each variant of ``gap.toml`` changes a few settings of its preset and tests one hypothesis. Every run is measured on the
-*validation* split only, on fresh trajectories of the prior, at several depths:
+*validation* split only, on fresh trajectories of the prior, at several depths. The first command trains and measures
+the variants of a study; the second prints its table:
 
     python experiments/studies/gap.py --study queens8
     python experiments/studies/gap.py --study queens8 --table
@@ -39,8 +40,8 @@ from pyro_gram.tasks.batches import generator_for
 
 HERE = Path(__file__).parent
 TRANSITIONS = 16  # number of transitions in the rollouts that are compared; the same for every T
-LENGTHS = (2, 4, 8, TRANSITIONS, 2 * TRANSITIONS)  # numbers of transitions in all rollouts
-NUM_WEIGHTED_INPUTS, NUM_DRAWS = 24, 100  # inputs for the importance weights, and weights of each input
+LENGTHS = (2, 4, 8, TRANSITIONS, 2 * TRANSITIONS)  # numbers of transitions of all rollouts
+NUM_WEIGHTED_INPUTS, NUM_DRAWS = 24, 100  # number of inputs with importance weights, and of weights for each
 
 
 def read_study(name: str) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def is_done(results: dict[str, Any], variant: str, config: RunConfig) -> bool:
         return False
     stored_settings = shared_settings(
         RunConfig.from_dict(entry["config"], config.names.values())
-    )  # a setting that the JSON does not have yet gets its default
+    )  # a setting that is missing in the JSON gets its default
     differing_parts = [part for part, fields in shared_settings(config).items() if stored_settings.get(part) != fields]
     if differing_parts:
         raise ConfigError(f"{variant!r} was run with other settings of {differing_parts[0]!r}: give another --out")
@@ -248,7 +249,7 @@ def main(argv: list[str]) -> int:
     folders = {key: arguments.runs / f"{arguments.study}-{key[1]}-seed{key[0]}" for key in missing_configs}
     for key, config in missing_configs.items():
         check_same_settings(folders[key], config, "--runs")
-    for (seed, name), config in missing_configs.items():  # all variants with the first seed, then with the next
+    for (seed, name), config in missing_configs.items():  # first all variants with the first seed
         print(f"{arguments.study}: {name}, seed {seed}", file=sys.stderr)
         folder = folders[seed, name]
         with open_run(config, folder, resume=True, data_dir=None, device=torch.device("cpu")) as run:

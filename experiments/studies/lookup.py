@@ -1,9 +1,9 @@
 """Measure how many unseen boards of N-Queens are solved by a lookup in the training answers, for each split.
 
-The lookup stores the answers of training inputs (in the rows ``images`` also their rotations and reflections). For an
-input it picks at random one of the stored answers that contain the input's queens. If no stored answer contains them,
-the lookup is wrong. No network is trained. On the paper's split by input the lookup solves every input. A high
-accuracy on that split therefore does not show that a model finds new placements.
+The lookup stores the answers of training inputs. (For the figures ``images`` it also stores their rotations and
+reflections.) For an input it picks at random one of the stored answers that contain the input's queens. If no stored
+answer contains them, the lookup is wrong. No network is trained. On the paper's split by input the lookup solves every
+input. A high accuracy on that split therefore does not show that a model finds new placements.
 
     python experiments/studies/lookup.py
 """
@@ -62,7 +62,10 @@ def lookup_metrics(test: PuzzleSet, answers: Tensor) -> dict[str, float]:
 
 
 def measure_split(size: int, split_by: str) -> dict[str, Any]:
-    """Measure the lookup on one split, with and without images. Also count test inputs with an image in training."""
+    """Measure the lookup on one split, without and with images (rotations and reflections) of the stored answers.
+
+    Also count the test inputs of which an image is a training input.
+    """
     task = NQueens(NQueensConfig(size=size, split_by=split_by))
     train, test = task.split("train"), task.split("test")
     assert train.inputs is not None

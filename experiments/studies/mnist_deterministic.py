@@ -55,7 +55,7 @@ def without_guidance(model: nn.Module) -> Any:
 
 
 def train(config: RunConfig, task: Any, model: nn.Module, batches: int) -> float:
-    """Train with deep supervision, as GRAM is trained: one update per supervision step. Return the seconds."""
+    """Train with deep supervision, as GRAM is trained: one update per supervision step. Return the seconds it took."""
     start = time.perf_counter()
     stream = TargetStream(task, task.split("train"), config.train.batch, config.seed, config.train.augment)
     optim = TorchOptim({"model": model}, config.optim)

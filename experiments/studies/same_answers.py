@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--record", action="store_true", help="write the answers to the file instead of comparing them")
     parser.add_argument("--data-dir", metavar="DIR", help="directory of the MNIST files")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)  # so that sums of floats repeat
+    torch.set_num_threads(1)  # with one thread sums of floats repeat
     answers = {}
     for path in sorted(CHECKPOINTS.glob("*.safetensors")):
         print(path.stem, file=sys.stderr)

@@ -28,10 +28,10 @@ from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, read_json
 from pyro_gram.tasks.nqueens.task import NQueens
 
-NUM_SAMPLES = 20  # trajectories per input
+NUM_SAMPLES = 20  # number of trajectories for each input
 INPUTS = 1000
 DATA_SEED = 2000  # seed of the fresh inputs
-SEED = 700_000  # seed of the first draws
+SEED = 700_000  # seed of the first set of draws; the k-th set has the seed k * SEED
 OUT = Path(__file__).with_suffix(".json")
 
 

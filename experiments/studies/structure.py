@@ -109,7 +109,7 @@ def imported_modules(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            folders = path.parts[: len(path.parts) - node.level] if node.level else ()  # where a relative import starts
+            folders = path.parts[: len(path.parts) - node.level] if node.level else ()  # start of a relative import
             module = ".".join((*folders, *filter(None, [node.module])))
             names = [f"{module}.{alias.name}" for alias in node.names]
             yield from (name if file_of(name) else module for name in names)

@@ -22,8 +22,8 @@ LABELS = {
     "inception_score": "Inception score",
     "frechet_distance": "Frechet distance",
 }
-SHARES = ("sample_accuracy", "vote_accuracy", "coverage")  # in per cent
-ACCURACIES = ("sample_accuracy", "vote_accuracy")  # shares of inputs; with one seed they have an interval
+SHARES = ("sample_accuracy", "vote_accuracy", "coverage")  # metrics shown in per cent
+ACCURACIES = ("sample_accuracy", "vote_accuracy")  # with one seed these metrics have an interval over inputs
 FEWER_IS_BETTER = ("violations", "frechet_distance")
 
 

@@ -9,7 +9,8 @@ from experiments.tables.cells import mean_and_sd
 from experiments.tables.headline import read_results, read_seeds
 from pyro_gram.diagnostics import paper
 
-# Name of the checkpoint; title in the table, with the number of its note in the README; name in paper.toml.
+# Each row holds the name of the checkpoint, its title in the table (with the number of its note in the README), and its
+# name in paper.toml.
 SOLVING_ROWS = (
     ("coloring8", "colouring, 8 vertices (1)", "coloring8"),
     ("coloring10", "colouring, 10 vertices (1)", "coloring10"),

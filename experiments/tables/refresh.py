@@ -23,7 +23,7 @@ from pyro_gram.system.files import read_json, write_bytes
 TABLES = ROOT / "experiments" / "tables"
 STUDIES = ROOT / "experiments" / "studies"
 BENCH = ROOT / "experiments" / "bench"
-DOCUMENTS = (ROOT / "README.md", STUDIES / "README.md")  # pages of docs/ include the tables' files
+DOCUMENTS = (ROOT / "README.md", STUDIES / "README.md")  # they hold copies; pages of docs/ include the files
 TABLE_MARKERS = re.compile(r"(<!-- begin (\S+\.md) -->)\n.*?(<!-- end \2 -->)", re.DOTALL)
 GPUS = 8  # number of processes in the table about the exchange of gradients
 

@@ -1,4 +1,4 @@
-"""Fixtures: a small checkpoint without heads, the same with heads, and a training command without evaluation."""
+"""Fixtures: a small checkpoint without heads, the same one with heads, and a training command without evaluation."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The study ``amortization.py``, tested on a small checkpoint."""
+"""Test the study ``amortization.py`` on a small checkpoint."""
 
 import json
 

@@ -28,7 +28,8 @@ def test_both_steps_compute_the_same_loss(monkeypatch, transitions):
     row = bench_steps.compare("cpu", repeats=4)
     assert len({round(loss, 3) for loss in row["loss"]}) == 3  # each update changes the weights, and so the loss
     assert row["pyro_over_torch"] > 0
-    # The fraction is below 1 on an idle machine. Other processes may slow the products down more than the step.
+    # On an idle machine a step is slower than its products, and the fraction is below 1. On a busy machine other
+    # processes may slow the products down more than the step.
     assert row["roofline_fraction"] == pytest.approx(row["gflops"] / row["machine_gflops"], rel=0.5)
 
 
@@ -74,7 +75,7 @@ def test_the_products_of_a_step_are_all_counted():
 def test_quick_prints_json_and_writes_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         bench, "memory", lambda _: {"4": 10.0, "64": 11.0}
-    )  # the real function would start a process, which takes seconds
+    )  # the real bench.memory starts a process, which takes seconds
     assert call(bench.main, ["--quick", "--repeats", "4", "--json", "--out", str(tmp_path / "bench.json")]) == 0
     first = json.loads(capsys.readouterr().out)
     assert first == json.loads((tmp_path / "bench.json").read_text())
@@ -85,7 +86,7 @@ def test_quick_prints_json_and_writes_it(monkeypatch, tmp_path, capsys):
     assert call(bench.main, ["--only", "memory", "--out", str(tmp_path / "bench.json")]) == 0
     second = json.loads((tmp_path / "bench.json").read_text())
     assert second["memory_ratio_n_sup"] == pytest.approx(1.2)
-    assert second["steps"] == first["steps"]  # the results of the other parts stay
+    assert second["steps"] == first["steps"]  # --only keeps the results of the other parts
     (tmp_path / "bench.json").write_text(json.dumps(second | {"environment": {"processor": "another"}}))
     assert call(bench.main, ["--only", "memory", "--out", str(tmp_path / "bench.json")]) == 2
     assert "was measured on another machine or version" in capsys.readouterr().err
@@ -111,7 +112,7 @@ def test_too_few_repeats_is_an_error(capsys):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_supervision_steps():
     peak_mb = bench.memory("edge")
-    assert peak_mb["64"] < 2 * peak_mb["4"]  # 16 times as many steps; the allocator causes some growth
+    assert peak_mb["64"] < 2 * peak_mb["4"]  # 64 are 16 times 4; the allocator causes some growth
 
 
 @pytest.mark.slow

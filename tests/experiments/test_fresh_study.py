@@ -1,4 +1,4 @@
-"""The study ``fresh.py``, tested with committed checkpoints on a few inputs."""
+"""Test the study ``fresh.py`` with committed checkpoints on a few inputs."""
 
 from statistics import mean
 

@@ -56,7 +56,7 @@ def test_only_later_trajectories_stop_early_and_only_once_their_halt_head_is_sur
     assert (
         is_sure[:-1, FULL_TRAJECTORIES:]
         & (trajectories.value[1:, FULL_TRAJECTORIES:] == trajectories.value[:-1, FULL_TRAJECTORIES:])
-    ).any()  # some trajectories do stop
+    ).any()  # the recording has trajectories that stopped early
 
 
 def test_each_trajectory_is_recorded_to_the_depth_that_every_point_needs():
@@ -119,7 +119,7 @@ def test_points_count_work_accuracy_and_coverage():
     assert halting_point["work"] == pytest.approx((49 * 2 + 1) * 1.25)
     assert halting_point["sample"] == pytest.approx(16 / 50)  # one of the 17 right trajectories stopped too early
     assert halting_point["coverage"] == 1
-    assert point_name(50, 2, 1) not in points  # it needs more work than 20 trajectories of full depth
+    assert point_name(50, 2, 1) not in points  # this point needs more work than 20 trajectories of full depth
     assert points[point_name(20, 1, 1)]["sample"] == 0
     assert {p["halt"] for p in points.values()} == {1.0, *thresholds_up_to(0.9)}
 

@@ -98,8 +98,8 @@ def test_a_diverging_run_keeps_its_saved_state_and_reports_the_update(tmp_path, 
     report = json.loads((out / "diverged.json").read_text())
     assert {"batch", "step", "loss", "gradient_norm", "learning_rate", "beta", "last_batches"} <= report.keys()
     saved_state, diverged_state = (load_file(out / f"{name}.safetensors") for name in ("state", "diverged"))
-    assert int(saved_state["optimizer/num_updates"]) == 2  # at the end of batch 0
-    assert int(diverged_state["optimizer/num_updates"]) == 3  # just before the update that diverged
+    assert int(saved_state["optimizer/num_updates"]) == 2  # this state was saved at the end of batch 0
+    assert int(diverged_state["optimizer/num_updates"]) == 3  # this state is the one before the update that diverged
     assert not (out / "results.json").exists()
     assert train(out, *options, "--resume") == 0  # without the patch the update does not diverge
     assert not list(out.glob("diverged*"))

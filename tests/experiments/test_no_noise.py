@@ -1,4 +1,4 @@
-"""The study ``no_noise.py``, tested with committed checkpoints on a few inputs."""
+"""Test the study ``no_noise.py`` with committed checkpoints on a few inputs."""
 
 import pytest
 

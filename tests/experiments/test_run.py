@@ -55,7 +55,7 @@ def test_the_config_of_a_run_holds_the_preset_and_its_changes(finished_run):
     config = RunConfig.from_dict(json.loads((finished_run / "config.json").read_text()))
     assert (config.preset, config.names["task"], config.seed) == ("tiny", "coloring", 0)
     assert (config.train.batches, config.task.vertices, config.model.width) == (4, 4, 16)
-    assert config.model.heads == 2  # as in the preset
+    assert config.model.heads == 2  # the preset's number of attention heads
 
 
 def test_the_results_have_the_promised_keys_and_ranges(finished_run):

@@ -68,7 +68,7 @@ def test_json_has_an_object_for_each_input_with_the_documented_keys(solve):
         assert o["distinct_valid"] == sum(s["valid"] for s in o["solutions"])
         graph = graph_of(o["input"])
         colourings = [c for c in itertools.product("012", repeat=4) if all(c[u] != c[v] for u, v in graph.edges)]
-        assert o["total"] == len({tuple(map(c.index, c)) for c in colourings})  # the names of colours do not count
+        assert o["total"] == len({tuple(map(c.index, c)) for c in colourings})  # swapped colours give no new solution
         assert 0 < o["mean_steps"] <= 2
         assert o["frequencies"] == "not p(y|x): halting at P = 0.999"  # the run has heads, so it halts
         assert (o["num_samples"], o["depth"]) == (20, 2)  # the default N, and the depth of training
@@ -177,7 +177,7 @@ def error_of(capsys, *options):
     [
         ("DQc", "5 vertices; this task has vertices = 4"),
         ("C~", "not 3-colourable"),
-        ("Cr\nC~", "not 3-colourable"),  # then the first graph is not solved either
+        ("Cr\nC~", "not 3-colourable"),  # one bad graph: no graph is solved
         ("C", "malformed graph6"),
         ("Crr", "malformed graph6"),
         ("hello world", "malformed graph6"),

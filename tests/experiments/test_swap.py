@@ -1,4 +1,4 @@
-"""Swap a prior, guide or model by name, run it from start to end, and solve a puzzle with the result."""
+"""Test that a prior, guide or model can be swapped by name, trained and measured, and used to solve a puzzle."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Test the cells of the paper's tables. Run, resume, collect and draw a small table."""
+"""Test the cells of the paper's tables, and that a small table can be run, resumed, collected and drawn."""
 
 import itertools
 import json

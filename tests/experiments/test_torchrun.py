@@ -161,7 +161,7 @@ def test_a_signal_to_all_processes_saves_the_state_and_a_restart_resumes_only_it
     try:
         wait_for_batches(process, out, 3)
         for pid in (*workers(process.pid).values(), process.pid):
-            os.kill(pid, signal.SIGTERM)  # as a scheduler does; torchrun then sends its processes a second signal
+            os.kill(pid, signal.SIGTERM)  # a scheduler signals all; torchrun then signals its processes again
         code, _, err = wait_for(process)
     finally:
         process.kill()
@@ -173,7 +173,7 @@ def test_a_signal_to_all_processes_saves_the_state_and_a_restart_resumes_only_it
     before = (out / "state.safetensors").read_bytes()
     code, _, err = wait_for(torchrun(out, *options, restarts=1))
     assert code != 0
-    assert err.count("holds a run already") == 2  # at the first start and at the restart
+    assert err.count("holds a run already") == 2  # the first start and the restart are both refused
     assert (out / "state.safetensors").read_bytes() == before
 
 
@@ -218,7 +218,7 @@ def test_a_run_restarted_after_a_process_died_ends_like_an_unbroken_one(tmp_path
     assert code == 0, err
     assert "the processes of this run cannot exchange tensors" in err or "Signal 9" in err
     first, second = (load_file(o / "state.safetensors") for o in (unbroken_run, killed_run))
-    assert all(torch.equal(first[k], second[k]) for k in first)  # bit for bit
+    assert all(torch.equal(first[k], second[k]) for k in first)  # the states are equal bit for bit
     logs = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows(o)] for o in (unbroken_run, killed_run)]
     assert logs[0] == logs[1]
     assert json.loads((killed_run / "results.json").read_text())["batches"] == 24

@@ -25,7 +25,7 @@ import cosmic_ray.plugins
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 
-Position = tuple[int, int]  # line from 1, column from 0
+Position = tuple[int, int]  # a line, counted from 1, and a column, counted from 0
 Span = tuple[Position, Position]
 
 BINARY = ("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Div", "Mod_FloorDiv", "Pow_Mul", "BitAnd_BitOr",
@@ -39,7 +39,8 @@ OPERATORS = (
     *("AddNot", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd"),
     *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "NumberReplacer", "ZeroIterationForLoop"),
 )
-MODULES = ("torch", "pyro", "dist", "poutine", "nn", "F", "math", "np", "constraints")  # their functions: no methods
+# A call of a function of these modules is not a call of a method.
+MODULES = ("torch", "pyro", "dist", "poutine", "nn", "F", "math", "np", "constraints")
 SETTINGS = ("traits",)
 LIMITS = ("check_range", "check_choice")
 
@@ -178,7 +179,7 @@ def _excluded_nodes(node: ast.AST) -> Iterator[Any]:
             yield node
     if isinstance(node, ast.ClassDef):
         yield from node.decorator_list
-        if any("dataclass" in ast.unparse(d) for d in node.decorator_list):  # defaults of its fields
+        if any("dataclass" in ast.unparse(d) for d in node.decorator_list):  # the fields, for their defaults
             yield from (s for s in node.body if isinstance(s, ast.AnnAssign))
     if isinstance(node, ast.AnnAssign):
         yield node.annotation
@@ -203,7 +204,7 @@ def _by_library(source: str, outline: Outline) -> Iterator[Change]:
         operator = cosmic_ray.plugins.get_operator(f"core/{name}")()
         positions = [p for node in nodes for p in operator.mutation_positions(node)]
         for occurrence, span in enumerate(positions):
-            bare_star = source[outline.offset(span[0]) :].startswith("*,")  # the star of a signature is not a product
+            bare_star = source[outline.offset(span[0]) :].startswith("*,")  # no product: the star of a signature
             if not outline.keeps(span) and not bare_star:
                 yield Change(name, span, occurrence=occurrence)
 

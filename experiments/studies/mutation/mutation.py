@@ -49,7 +49,7 @@ from experiments.studies.mutation.trial import (
     test_coverage,
 )
 
-SEPARATOR = "  ## "  # between a survivor and its reason
+SEPARATOR = "  ## "  # stands between a survivor and its reason
 EQUIVALENT = "equivalent"  # the first word of the reason if no test on a CPU can notice the change
 EXPLANATIONS_FILE = Path(__file__).with_name("explained.txt")
 TESTS = (
@@ -57,7 +57,7 @@ TESTS = (
     *("tests/tasks/test_uniform.py", "tests/test_exact_values.py"),
     *(f"tests/diagnostics/test_{name}.py" for name in ("metrics", "calibration", "evidence")),
 )
-BROAD = ("tests/inference/test_contract.py",)  # left out: it runs the same lines with many programs, and takes long
+BROAD = ("tests/inference/test_contract.py",)  # left out: many programs run the same lines, which takes long
 
 
 class TestChoice:
