@@ -216,7 +216,7 @@ class Task(ABC):
         return None
 
     def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """Generate ``count`` puzzles that are symmetric neither to a puzzle of any split nor to one another.
+        """Generate ``count`` puzzles. None of them is symmetric to another one or to a puzzle of a split.
 
         Fresh inputs measure a checkpoint on puzzles that nobody saw while its settings were chosen. If the splits
         already hold most puzzles up to symmetry, only rare puzzles are left to be fresh inputs.

@@ -37,7 +37,7 @@ SIDE = 28  # side in pixels of the images in the files
 SIDES = (14, 28)
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 MAX_PUBLISHED_BYTES = 2**26  # every published file is smaller, even unpacked
-MAX_BYTES = 2**30  # limit of a user's own file: more than a million images
+MAX_BYTES = 2**30  # a user's own file may have this size, enough for a million images
 MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",

@@ -23,7 +23,7 @@ def wants_colour(stream: TextIO) -> bool:
     """Return whether text for ``stream`` is to be coloured.
 
     The environment decides first: text is not coloured if NO_COLOR (no-color.org) is set and not empty; otherwise it is
-    coloured if FORCE_COLOR is set and not empty. If neither is the case, only text for a terminal is coloured.
+    coloured if FORCE_COLOR is set and not empty. If both are unset or empty, only text for a terminal is coloured.
     """
     if os.environ.get("NO_COLOR"):
         return False

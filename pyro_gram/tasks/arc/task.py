@@ -381,7 +381,7 @@ class Arc(Task):
             grids.draw_grid(axes, grid, np.zeros_like(grid) if y is None else self._find_mistakes(x, grid))
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
-        """Return the input's grid and, on its right, the grid of an answer with marks at the cells that differ."""
+        """Return the input's grid and, on its right, the grid of the answer, with a mark at each wrong cell."""
         paint = painter(colour)
         input_grid = _crop_grid(*self._unpack(x)[1:3])
         input_block = grids.render_grid(input_grid, np.zeros_like(input_grid), paint)

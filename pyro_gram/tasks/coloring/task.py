@@ -177,7 +177,7 @@ class Coloring(Task):
         return PuzzleSet.from_counts(self.encode(adjacency), solutions + self._first_color, counts)
 
     def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """Draw graphs from G(n, p) that are isomorphic neither to a graph of any split nor to one another."""
+        """Draw graphs from G(n, p). None of them is isomorphic to another one or to a graph of a split."""
         rng = np.random.default_rng(data_seed)
         classes: set[Hashable] = set()
         for split in SPLITS:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
 SIZES = tuple(BOXES)
-MAX_SEARCHED_GRIDS_9 = 2000  # at most so many 9x9 grids are found by search; any others are random images of these
+MAX_SEARCHED_GRIDS_9 = 2000  # at most this many 9x9 grids are found by search; further grids are random images of these
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _search(
     """Yield every solution below a node of the search. ``candidates`` is changed in place."""
     all_cells = (1 << g.cells) - 1
     while True:
-        at_least_1 = at_least_2 = at_least_3 = 0  # masks of the cells with at least so many candidates
+        at_least_1 = at_least_2 = at_least_3 = 0  # masks of the cells with at least 1, 2 and 3 candidates
         for c in candidates:
             at_least_3 |= at_least_2 & c
             at_least_2 |= at_least_1 & c
@@ -380,7 +380,7 @@ def random_grids(size: int, count: int, generator: torch.Generator) -> Tensor:
     """Draw grids, digits from 1: int64 ``[count, L]``.
 
     For sizes 4 and 6 the grids are independent and uniform over all grids. For size 9, up to 2,000 grids come from
-    randomised backtracking; any others are random images of these. A grid has up to 3,359,232 * 9! images.
+    randomised backtracking; further grids are random images of these. A grid has up to 3,359,232 * 9! images.
     """
     if size == 4:
         return all_grids_4()[torch.randint(288, (count,), generator=generator)]

@@ -22,7 +22,7 @@ from pyro_gram.system.text import open_lines
 from pyro_gram.tasks.sudoku.boards import all_grids_4, missing_digits, random_grids, solve, symmetry_invariants
 
 BATCH = 1000  # number of random puzzles that are drawn at once
-MAX_BARREN_BATCHES = 8  # random_puzzles gives up after so many successive batches without a puzzle that it needs
+MAX_BARREN_BATCHES = 8  # random_puzzles gives up after this many successive batches without a puzzle that it needs
 ROWS_AT_ONCE = 50_000  # number of rows of a file that are checked at once
 PUZZLES_AT_ONCE = 20_000  # puzzles that are compared with held-out puzzles at once, which takes about a second
 
@@ -279,7 +279,7 @@ def read_csv(path: Path, size: int) -> RatedPuzzles:
 
 @dataclass(frozen=True)
 class _Layout:
-    """The layout of a CSV file; the columns are those of :func:`columns_of`."""
+    """The layout of a CSV file; columns are numbered as in :func:`columns_of`."""
 
     delimiter: str
     puzzle: int

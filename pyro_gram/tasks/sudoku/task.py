@@ -212,7 +212,7 @@ class Sudoku(Task):
         return {split: puzzles.take(index) for split, index in splits.items()}
 
     def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """Generate puzzles that are symmetric neither to a puzzle of any split nor to one another."""
+        """Generate puzzles. None of them is symmetric to another one or to a puzzle of a split."""
         c = self.config
         if c.uses_files:
             return super().fresh_inputs(count, data_seed)
