@@ -112,7 +112,8 @@ def test_too_few_repeats_is_an_error(capsys):
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_supervision_steps():
     peak_mb = bench.memory("edge")
-    assert peak_mb["64"] < 2 * peak_mb["4"]  # 64 are 16 times 4; the allocator causes some growth
+    # 64 steps are 16 times as many as 4 steps. The allocator causes some growth.
+    assert peak_mb["64"] < 2 * peak_mb["4"]
 
 
 @pytest.mark.slow

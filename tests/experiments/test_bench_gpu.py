@@ -35,7 +35,7 @@ def test_the_cost_of_exchanging_gradients_is_computed_from_measured_times(tmp_pa
     (tmp_path / "gpu.json").write_text(json.dumps(results))
     assert call(bench_gpu.main, ["--shared", str(tmp_path / "gpu.json"), "--processes", "4"]) == 0
     *_, row = capsys.readouterr().out.splitlines()
-    assert "80 ms (bf16, compiled) | 20.0 ms" in row  # each of 4 takes a quarter of the shortest time
+    assert "80 ms (bf16, compiled) | 20.0 ms" in row  # four GPUs: a quarter of the shortest time
     assert row.count(" x |") == 3
     assert call(bench_gpu.main, ["--shared", str(tmp_path / "gpu.json"), "--processes", "1"]) == 2
     assert call(bench_gpu.main, []) == 2
