@@ -33,8 +33,8 @@ class AmortizedGuideConfig:
     Attributes:
         hidden: width of the SwiGLU.
         initial_scale: sigma of every channel before training, as in the prior's config.
-        layers: attention layers over the embedded answer. With 0 layers, the posterior of a position depends on its own
-            token of y only.
+        layers: attention layers over the embedded answer. With 0 layers, the posterior at a position sees only
+            the token of y at this position.
         heads: attention heads of those layers.
         guided_transitions: number of transitions after which the guide follows the prior; 0 for never. It must be at
             least the number of transitions in training. At later transitions the guide has not been trained.

@@ -1,8 +1,8 @@
 """The amortized posterior as an ordinary two-pass guide, a Pyro program of its own.
 
 This guide runs the recursion itself to compute each u_t; Pyro then replays the model with the same draws, so that each
-transition is computed twice. Tests compare it with the one-pass guide: both have the same ELBO for the same parameters
-and seed.
+transition is computed twice. Tests compare this guide with the one-pass guide: both have the same ELBO
+for the same parameters and seed.
 """
 
 from __future__ import annotations

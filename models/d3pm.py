@@ -6,8 +6,8 @@ The distribution m is uniform over the classes (kind ``uniform``) or always give
 .. math:: q(y_t | y_0) = \bar\alpha_t\, \delta_{y_0} + (1 - \bar\alpha_t)\, m.
 
 The network predicts the clean answer from a corrupted one. The bound is the sum over times of KL(q(y_{t-1} | y_t, y_0)
-|| p(y_{t-1} | y_t)). It is estimated at one time for each input, and ``pyro.factor`` adds it to the loss. The training
-loss also has the paper's auxiliary cross-entropy.
+|| p(y_{t-1} | y_t)). The sum is estimated at one time for each input, and ``pyro.factor`` adds it to the loss. The
+training loss also has the paper's auxiliary cross-entropy.
 """
 
 from __future__ import annotations

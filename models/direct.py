@@ -67,7 +67,7 @@ class OneStepModel(nn.Module):
         self.register_buffer("zeros", torch.zeros(self.length, config.width), persistent=False)
 
     def stack(self, length: int | None = None, prefix: int | None = None) -> nn.Sequential:
-        """Make the layers of the config, for ``length`` positions (default: those of the input)."""
+        """Make the layers of the config, for ``length`` positions (default: the positions of the input)."""
         c = self.config
         return make_stack(c.mixer, c.layers, length or self.length, c.width, c.heads, c.hidden, prefix)
 

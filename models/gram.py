@@ -35,7 +35,8 @@ class GRAMConfig(CoreConfig):
 
     Attributes:
         transitions: T, transitions in one supervision step.
-        truncated: only the last transition of a supervision step has a gradient and a KL (Eq. 14); else all do.
+        truncated: True: only the last transition of a supervision step has a gradient and a KL (Eq. 14). False: all
+            transitions have both (Eq. 13).
         prefix: positions of zeros before the input (the paper's 16 puzzle tokens).
     """
 

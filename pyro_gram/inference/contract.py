@@ -25,10 +25,10 @@ T = TypeVar("T")
 class Model(Protocol):
     """A generative program p(y, tau | x): any Pyro program with this signature and these sites.
 
-    ``eps_t`` is the guidance of transition t and ``u_t`` the deterministic proposal before it; ``h`` and ``l`` are the
-    state at the end; ``y`` is the answer. All sites lie in plates over the batch. The helpers of ``inference.sites``
-    make the sites. A model with halt and value heads has them as its attribute ``heads``, and also calls
-    ``sample_halt_and_value``.
+    Site ``u_t`` is the deterministic proposal of transition t. Site ``eps_t`` is the guidance that is added to it.
+    Sites ``h`` and ``l`` are the final state, and site ``y`` is the answer. All sites lie in plates over the batch. The
+    helpers of ``inference.sites`` make the sites. A model with halt and value heads has them as its attribute
+    ``heads``, and also calls ``sample_halt_and_value``.
 
     >>> import pyro, torch
     >>> from pyro_gram.inference import sites
@@ -98,7 +98,7 @@ class Prior(Protocol):
 class Guide(Protocol):
     """A Pyro guide q(tau | x, y) of a model: it samples the model's latent sites under their names.
 
-    Its arguments are the model's. Pyro's autoguides are guides, and so are programs of your own. A subclass of
+    A guide has the arguments of its model. Pyro's autoguides are guides, and so are programs of your own. A subclass of
     :class:`~pyro_gram.inference.guide.EffectGuide` defines only q(eps_t | u_t, y), and computes each transition once
     instead of twice:
 
@@ -129,7 +129,7 @@ class ModelTraits:
         has_guidance: the program samples guidance sites; if not, only prior ``none`` and guide ``prior`` fit the model.
         is_one_step: each call starts from z_0, and a trajectory has one supervision step.
         has_exact_likelihood: the log density of the site ``y`` is exact; if not, it is a bound.
-        default_parts: names of the prior and guide that the model is used with, unless the user names others.
+        default_parts: names of the prior and guide that the model is used with, unless the user names other parts.
         default_settings: settings that replace those of a preset.
     """
 
@@ -148,7 +148,7 @@ class PriorTraits:
         family: the variational family of guides for this prior; None for a deterministic prior, which leaves nothing to
             infer.
         has_rsample: draws have a gradient. A prior whose draws have none needs a guide in training.
-        has_density: ``log_prob`` is the log density of the draws. If it is not, bounds that use it are meaningless.
+        has_density: ``log_prob`` is the log density of the draws. If not, bounds that use ``log_prob`` are meaningless.
     """
 
     family: Family | None = NORMAL
@@ -179,7 +179,7 @@ class ModelSizes:
         width: D, channels of a position.
         transitions: T, transitions of a supervision step.
         truncated: only the last transition of a supervision step has a KL (Eq. 14).
-        prefix: positions before those of the input.
+        prefix: number of positions before the positions of the input.
         low_steps: K, applications of the low-level network in a transition.
         layers: layers of each network.
     """

@@ -73,8 +73,9 @@ class TraceELBO(_TermsMixin, Trace_ELBO):
 class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
     """Pyro's ``TraceMeanField_ELBO``: it uses the closed form of each KL that has one.
 
-    It corrects two silent errors of Pyro's class. The log density of a Delta in the guide counts, as in ``Trace_ELBO``
-    (Pyro's autoguides need this). And draws without gradient raise an error even if Pyro's validation is off.
+    This class corrects two silent errors of Pyro's class. The log density of a Delta in the guide counts, as in
+    ``Trace_ELBO`` (Pyro's autoguides need this). And draws without gradient raise an error even if Pyro's validation is
+    off.
 
     Attributes:
         estimated_kl: class names of the posterior and the prior, if their KL had no closed form and the last pass
@@ -153,8 +154,8 @@ class MeanFieldELBO(_TermsMixin, TraceMeanField_ELBO):
 class BalancedELBO(MeanFieldELBO):
     r"""The analytic bound with KL balancing (DreamerV2; Section 2.2 of the paper).
 
-    The value is that of :class:`MeanFieldELBO`. The gradient of each guidance KL is split: the prior's parameters
-    receive the share ``balance`` of it, the posterior's parameters the share ``1 - balance``. This is the gradient of
+    The value is that of :class:`MeanFieldELBO`. The gradient of each guidance KL is split: the share ``balance``
+    goes to the prior's parameters, the share ``1 - balance`` to the posterior's parameters. This is the gradient of
     :math:`b\,KL(sg(q)\|p) + (1-b)\,KL(q\|sg(p))` (sg stops the gradient), computed with one KL instead of two.
     If a KL has no closed form, log q - log p at the guide's draw replaces it, and ``estimated_kl`` holds the class
     names of q and p. The gradient of this estimate is balanced in the same way. All other sites (a user's latents,
@@ -199,7 +200,7 @@ def balanced_log_densities(q: Any, p: Any, value: Tensor, balance: float) -> tup
     """Return log q and log p at a draw of q, with balanced gradients: p receives the share ``balance``.
 
     Args:
-        value: the draw. The gradient through it trains q, with the share ``1 - balance``.
+        value: the draw. The gradient through the draw trains q, with the share ``1 - balance``.
     """
     balance = min(max(balance, 1e-6), 1 - 1e-6)
     scaled_value = _ScaleGradient.apply(value, (1 - balance) / balance)
@@ -231,7 +232,7 @@ def scale_gradient(distribution: Any, factor: float) -> Any:
         NotImplementedError: the distribution has no tensor, or has a module or collection that may hold parameters.
     """
     clone = copy.copy(distribution)
-    # Transforms need no scaling: a KL has a closed form only if q and p have equal transforms.
+    # Transforms need no scaling: the KL of transformed q and p has a closed form only if the transforms are equal.
     attributes = {name: part for name, part in vars(distribution).items() if name != "transforms"}
     parts = {name: part for name, part in attributes.items() if isinstance(part, Tensor | Distribution)}
     if not parts or any(isinstance(part, nn.Module | list | dict) for part in attributes.values()):

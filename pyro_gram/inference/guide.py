@@ -35,7 +35,7 @@ SCOPED_SITE = re.compile(r"/|__\d+$")  # a name made by Pyro's scope or name_cou
 
 
 class _ForbidObservations(Messenger):
-    """Raise NotImplementedError if a guide observes a site: bounds would count it, importance weights would not."""
+    """Raise NotImplementedError if a guide observes a site: only bounds would count it, not importance weights."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and not msg["infer"].get("_deterministic"):

@@ -99,7 +99,7 @@ def guide_draws(
     seed: int = 0,
     max_traced: int = MAX_TRACED,
 ) -> GuideDraws:
-    """Draw ``num_samples`` trajectories of ``steps`` supervision steps from the guide, each with its weight.
+    """Draw ``num_samples`` trajectories of ``steps`` supervision steps from the guide, and compute their weights.
 
     Args:
         x: inputs, ``[B, *event]``; None for a model without input, p(x).
@@ -185,7 +185,7 @@ def _log_density(trace: Trace, model_trace: Trace, shape: torch.Size) -> Tensor:
     total = torch.zeros(shape, dtype=torch.double)  # because small differences between sums of thousands of nats matter
     observed = model_trace.nodes[ANSWER]
     for name, site in counted_sites(trace):
-        model_site = model_trace.nodes.get(name, site)  # a guide's plates may have other names than those around y
+        model_site = model_trace.nodes.get(name, site)  # the guide's plates may have other names than the model's
         total = total + per_input(name, model_site, log_prob_of(site), observed, shape).cpu()
     return total
 

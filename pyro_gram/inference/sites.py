@@ -168,7 +168,7 @@ def _check_not_compiled() -> None:
 
 
 def is_called_by(function: Any) -> bool:
-    """Return whether a function is on Python's call stack. Some handlers of Pyro can only be detected so."""
+    """Return whether a function is on Python's call stack. Some of Pyro's handlers leave no other sign."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not function.__code__:
         frame = frame.f_back
@@ -177,7 +177,7 @@ def is_called_by(function: Any) -> bool:
 
 @effectful(type="param")
 def _param_site(value: Tensor, full_name: str, **_: object) -> Tensor:
-    alias = value.detach()  # shares its storage with value; SVI.step reads the attribute that is set below
+    alias = value.detach()  # shares its storage with value; SVI.step reads its attribute ``unconstrained``
 
     def unconstrained() -> Tensor:
         # Optimizers of pyro.optim find a parameter's options and state by its name in the store.

@@ -31,7 +31,7 @@ class LatentState(NamedTuple):
     l: Tensor
 
     def detach(self) -> LatentState:
-        """Return the state without its autograd graph. The next supervision step starts from it."""
+        """Return the state without its autograd graph. The next supervision step starts from the detached state."""
         return LatentState(self.h.detach(), self.l.detach())
 
 

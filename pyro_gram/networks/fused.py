@@ -90,7 +90,7 @@ class FusedRotaryAttention(torch.autograd.Function):
 
     Args:
         qkv: pairs of channels as complex numbers.
-        rotation: complex ``[L, 3, H, S/2]``, factor of each pair; for queries it includes 1/sqrt(S).
+        rotation: complex ``[L, 3, H, S/2]``, the factor of each pair of channels. Factors of queries include 1/sqrt(S).
     """
 
     @staticmethod

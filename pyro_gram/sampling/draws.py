@@ -1,4 +1,4 @@
-"""Draw schemes: trajectories of an input are drawn independently, or so that they differ more than independent ones.
+"""Draw schemes: an input's trajectories are drawn independently, or so that they differ more than independent draws.
 
 ``experiments/scaling/scaling.py`` compares the schemes at equal compute.
 """

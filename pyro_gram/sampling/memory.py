@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyro_gram.errors import UserError
 
-MAX_TRAJECTORIES = 2048  # with L = 8 and D = 128 they take about 250 MB at the widest point of a transition
+MAX_TRAJECTORIES = 2048  # with 8 positions of 128 channels, these take about 250 MB at most
 # A rollout takes a constant amount, and 32 float32 tensors [L, D] for each trajectory. The allocator keeps up to as
 # much again, therefore 64 tensors are counted (measured by experiments/bench/bench_solve.py).
 TENSORS, CONSTANT_MB = 64, 8.0

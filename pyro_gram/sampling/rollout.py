@@ -154,7 +154,7 @@ def rollout(
 
 
 def broadcast_chunk(chunk: Rollout | None, owner: int, processes: ProcessGroup, device: torch.device) -> Rollout:
-    """Send a chunk from the process ``owner`` to all others. In the others ``chunk`` is None."""
+    """Send a chunk from the process ``owner`` to all others. In the other processes ``chunk`` is None."""
     if processes.size == 1:
         assert chunk is not None
         return chunk

@@ -22,8 +22,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 SELECTIONS = ("all", "vote", "value", "verified")
-VALUE_CAP = 0.998  # larger values count as this
-MARGIN = 1.5  # an answer replaces the most frequent one if it weighs more than this many times as much
+VALUE_CAP = 0.998  # larger values count as VALUE_CAP
+MARGIN = 1.5  # an answer replaces the most frequent answer if it weighs more than MARGIN times as much
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@ r"""Sequential Monte Carlo over supervision steps: resample trajectories by the 
 
 After supervision step n the target is :math:`p(\tau_{1:n} | x)\, \psi(z_n)^\alpha`. The (twisting) potential
 :math:`\psi` is the output of a head. The value head gives the probability that the trajectory will end in a right
-answer; if it is exact, its output is the optimal potential. The halt head gives the probability that the present answer
-is right. Trajectories are drawn from the prior. A step therefore multiplies the weight of a trajectory by
+answer; if this probability is exact, it is the optimal potential. The halt head gives the probability that the present
+answer is right. Trajectories are drawn from the prior. A step therefore multiplies the weight of a trajectory by
 :math:`(\psi(z_n) / \psi(z_{n-1}))^\alpha`. If the effective sample size of an input falls below a share of N, the
 trajectories of this input are resampled systematically.
 
@@ -93,7 +93,7 @@ def smc(
         seed: seed of the draws and of the resampling. The caller's random state is restored.
         config: settings of the filter.
         temper: the scale of the prior in the first transitions; weights are relative to the tempered prior.
-        max_trajectories: the most trajectories that run at once; those of one input always run together.
+        max_trajectories: the largest number of trajectories that run at once. All those of one input run together.
 
     Raises:
         ConfigError: the program has no heads.
