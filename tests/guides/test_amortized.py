@@ -56,7 +56,7 @@ def test_limit_kl_has_no_gradient_into_the_prior():
 
 def test_a_guide_with_fewer_transitions_than_training_is_refused():
     with pytest.raises(ConfigError, match="guide.guided_transitions = 3 is less than the 4 transitions of training"):
-        build_small(guide={"guided_transitions": 3})  # T = 2, N_sup = 2
+        build_small(guide={"guided_transitions": 3})  # training has N_sup * T = 2 * 2 transitions
 
 
 @pytest.mark.parametrize("guide", ["amortized", "replay"])
@@ -117,7 +117,7 @@ def test_the_posterior_is_the_head_of_u_and_the_embedded_answer():
 
 
 def test_limit_kl_moves_mean_and_log_scale_by_one_share():
-    """Mean and log scale move by the same share, in every position and channel."""
+    """Mean and log scale move towards the prior by the same share, in every position and channel."""
     loc, scale, prior = draw(2, 1.0)
     new_loc, new_scale = limit_kl(loc, scale, prior, 0.5)
     loc_share = (new_loc - prior.loc) / (loc - prior.loc)

@@ -211,7 +211,8 @@ def test_the_surrogate_takes_the_supervision_steps_of_training():
     short_bounds, long_bounds = (bounds(model, guide, case.x, case.y, steps=4, surrogate_steps=n) for n in (1, 3))
     assert torch.equal(short_bounds.full, long_bounds.full)
     torch.manual_seed(0)
-    full_terms = terms(model, guide, case.x, case.y, steps=4, truncated=False)  # bounds() draws the full bound first
+    # bounds() makes the draws of the full bound first
+    full_terms = terms(model, guide, case.x, case.y, steps=4, truncated=False)
     torch.testing.assert_close(full_terms.elbo, short_bounds.full)
     torch.testing.assert_close(terms(model, guide, case.x, case.y).elbo, short_bounds.surrogate)
     assert not torch.equal(short_bounds.surrogate, long_bounds.surrogate)
@@ -270,7 +271,7 @@ def test_the_balanced_elbo_names_the_distributions_of_an_estimated_kl(case):
 
 
 def test_a_guide_of_deltas_has_pyros_gradient_without_balance():
-    """A guide of Deltas gives maximum a posteriori estimation. It has no KL that could be balanced."""
+    """A guide of Deltas gives maximum a posteriori estimation. A Delta has no KL that could be balanced."""
     results = []
     for name in ("balanced", "mean_field"):
         pyro.set_rng_seed(0)

@@ -61,7 +61,7 @@ def test_guide_draws_are_computed_from_the_densities(far_case):
 
 
 def test_chunks_of_draws_are_concatenated_in_order(far_case):
-    """First a chunk holds all draws of at most two of the five inputs, then at most two of five draws of one input."""
+    """A chunk holds all draws of at most two inputs, or at most two of the five draws of one input."""
     model, guide = far_case.solver.model, far_case.solver.guide
     draws = guide_draws(model, guide, far_case.x, far_case.y, steps=1, num_samples=3, seed=8, max_traced=7)
     for chunk, part in enumerate((slice(0, 2), slice(2, 4), slice(4, 5))):

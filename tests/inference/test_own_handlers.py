@@ -156,7 +156,7 @@ def guide_outside_plates(x, y, **_):
 
 
 def test_a_guide_outside_the_models_plates_is_refused():
-    """The entropy of a guide outside the plates would count once for each input. Pyro's validation also refuses it."""
+    """The entropy of such a guide would count once for each input. Pyro's validation also refuses such a guide."""
     model, _, x, y = pair(GRAM, AmortizedGuide, **PLAIN)
     with pyro.validation_enabled(False):
         for elbo in (MeanFieldELBO(), BalancedELBO(), TraceELBO()):

@@ -1,4 +1,4 @@
-"""A user's own latents: bounds and importance weights include them as Pyro does."""
+"""Bounds and importance weights include a user's own latents, as Pyro's bounds and weights do."""
 
 import pyro
 import pyro.distributions as dist
@@ -140,7 +140,7 @@ def test_reported_bounds_include_an_own_latent():
     model, guide, x, y = pair()
     results = bounds(model, guide, x, y, steps=2, surrogate_steps=2)
     torch.manual_seed(0)
-    terms(model, guide, x, y, steps=2, truncated=False)  # bounds() draws the full bound first
+    terms(model, guide, x, y, steps=2, truncated=False)  # bounds() makes the draws of the full bound first
     state, step_terms = None, []
     for _ in range(2):
         step_terms.append(terms(model, guide, x, y, state))

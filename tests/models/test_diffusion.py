@@ -182,7 +182,7 @@ def test_d3pms_schedule_and_stationary_distribution_are_the_papers(kind):
     torch.testing.assert_close(model.alpha_bar, torch.tensor(schedule(kind, 6)), atol=1e-6, rtol=0)
     expected = [1 / 3] * 3 if kind == "uniform" else [0.0, 0.0, 0.0, 1.0]
     torch.testing.assert_close(model.stationary, torch.tensor(expected))
-    assert model.alpha_bar[-1] == 0  # exactly: nothing of y is left
+    assert model.alpha_bar[-1] == 0  # exactly 0: at time T nothing of y is left
     assert not {"alpha_bar", "stationary", "floor"} & set(model.state_dict())  # the config determines these buffers
     assert (model.floor[:3] > 0).all()
     assert (model.floor[3:] == 0).all()  # an answer is never the mask

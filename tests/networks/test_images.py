@@ -93,7 +93,7 @@ def test_decoder_reads_the_last_positions(batch):
 
 def test_encoder_takes_answers_shared_by_several_samples():
     module, pixels = encoder(), pixels_of((8, 12), 3)
-    shared_pixels = pixels.expand(5, 3, -1)  # not contiguous, like the tensors of a particle plate
+    shared_pixels = pixels.expand(5, 3, -1)  # expanded tensors are not contiguous
     torch.testing.assert_close(module(shared_pixels), module(pixels).expand(5, -1, -1, -1))
     transposed_pixels = pixels_of((8, 12), 4, 3).transpose(0, 1)
     torch.testing.assert_close(module(transposed_pixels), module(transposed_pixels.contiguous()))

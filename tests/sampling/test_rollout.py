@@ -139,7 +139,7 @@ def test_data_without_input_are_scored_under_seeded_trajectories_in_chunks(case)
 
 @pytest.mark.parametrize("max_trajectories", [3, 12])
 def test_chunks_draw_under_successive_seeds_and_are_joined_in_their_order(case, max_trajectories):
-    """The inputs form groups. The chunks of the first group come first, in the order of their trajectories."""
+    """Inputs are split into groups, and the trajectories of a group into chunks. Chunks are numbered group by group."""
     model = case.solver.model
     samples = rollout(model, case.x, num_samples=4, depth=2, seed=7, max_trajectories=max_trajectories, history=True)
     inputs = case.x.split(max(1, max_trajectories // 4))

@@ -138,7 +138,7 @@ def test_the_filter_favours_trajectories_that_the_head_trusts(potential):
 
 
 def test_the_filter_agrees_with_importance_weights_of_independent_trajectories():
-    """The target after the last step is the prior times the last potential, for any number of resamplings."""
+    """However often it resamples, the filter's target after the last step is the prior times the last potential."""
     case = filtered_case(100.0)
     model = case.solver.model
     config = SMCConfig(threshold=0.95)
