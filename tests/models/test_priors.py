@@ -134,7 +134,7 @@ def test_a_prior_starts_at_its_initial_scale(name):
 
 @pytest.mark.parametrize("rank", [1, 16])
 def test_a_low_rank_prior_starts_with_small_correlations_for_any_rank(rank):
-    """F is a layer's output times initial_scale / sqrt(rank), so that the covariance F F^T does not grow with the rank."""
+    """F is a layer's output times initial_scale / sqrt(rank). The covariance F F^T then does not grow with the rank."""
     cls = PRIORS.get("low_rank")
     u = torch.randn(5, L, 64)
 
