@@ -115,8 +115,8 @@ def limit_kl(loc: Tensor, scale: Tensor, prior: dist.Normal, max_kl: float) -> t
     r"""Move a Gaussian posterior towards the prior until its KL is at most ``max_kl`` (within 2 %).
 
     The path from the prior to the posterior is linear in the mean and in the log of the scale. Bisection finds the
-    share :math:`\lambda` of the path at which the KL meets the limit. If both scales are equal, the KL there is
-    :math:`\lambda^2` times the posterior's.
+    share :math:`\lambda` of the path at which the KL meets the limit. If prior and posterior have equal scales, the KL
+    at the share :math:`\lambda` is :math:`\lambda^2` times that of the posterior.
 
     Args:
         loc, scale: mean and sigma of the posterior, ``[..., L, D]``.

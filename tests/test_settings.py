@@ -72,7 +72,7 @@ class Base:
 
 @dataclasses.dataclass
 class Derived(Base):
-    """A class.
+    """A class whose docstring has a percent sign, markup, a colon in a description, and text after the section.
 
     Attributes:
         width: 50 % of :meth:`Base.width`, as ``wide`` says: a colon.

@@ -160,7 +160,7 @@ def layer_of(path: Path) -> int:
 
 
 def upward_imports(graph: dict[Path, set[Path]]) -> list[str]:
-    """List the imports that point to a higher layer, and those that ``FORBIDDEN`` rules out."""
+    """List the imports that point to a higher layer, and those that ``FORBIDDEN`` lists."""
 
     def is_within(path: Path, name: str) -> bool:
         return path.with_suffix("").as_posix() == name or path.as_posix().startswith(f"{name}/")

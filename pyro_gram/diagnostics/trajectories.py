@@ -250,8 +250,8 @@ class GuidanceInfluence:
     A fork is a second run of a trajectory. It keeps part of the guidance and draws the rest anew.
 
     Attributes:
-        num_kept: how many of the first transitions keep their guidance, int64 ``[points]``, from 0 (the level of
-            chance) to all.
+        num_kept: how many of the first transitions keep their guidance, int64 ``[points]``, from 0 to all.
+            At 0 no guidance is kept: the share there is the level of chance.
         by_transition: for each number in ``num_kept``, the share of forks with the same answer if the later transitions
             draw their guidance anew, ``[points, B]``.
         positions: positions of the sequence, prefix first, int64 ``[P]``; evenly spaced for a long sequence.

@@ -61,7 +61,7 @@ class CoreConfig:
 
 
 class RecursiveCore(nn.Module):
-    """Update l K times, then compute the proposal u for h.
+    """Update the low level K times, then compute the proposal u for the high level.
 
     ``l_{t,k} = f_L(l_{t,k-1} + h_{t-1} + e_x)`` for k = 1..K (Eq. 6), ``u_t = f_H(h_{t-1} + l_t)`` (Eq. 7).
     """

@@ -107,8 +107,8 @@ def revision(folder: Path = CHECKOUT) -> tuple[str | None, bool | None]:
     Git is called once per process. A run calls this before it trains, because the code may change during the training.
 
     Returns:
-        the full hash, and whether the code differs. Both are None if ``folder`` is not a git checkout (but an
-            installed wheel), or if git does not answer.
+        the full hash, and whether the code differs. Both are None if ``folder`` is not a git checkout (for
+            example, an installed wheel), or if git does not answer.
     """
     if not (folder / ".git").exists():  # .git is a directory; in a worktree it is a file
         return None, None
