@@ -22,7 +22,7 @@ FROM_THE_GUIDE = {"posterior", "posterior_predictive", "log_likelihood", "sample
     [
         ("--model mdlm", False),
         pytest.param("--model vae", True, marks=pytest.mark.slow),
-        ("--prior discrete", True),
+        pytest.param("--prior discrete", True, marks=pytest.mark.slow),
         pytest.param("--prior none", False, marks=pytest.mark.slow),
         pytest.param("--guide mean_field", True, marks=pytest.mark.slow),
     ],

@@ -92,6 +92,7 @@ def test_the_seed_fixes_the_diagnosis(tiny_diagnosis, tmp_path):
         assert first[part] != other[part]
 
 
+@pytest.mark.slow
 def test_the_log_of_the_run_is_read_if_there_is_one(tiny_diagnosis, tmp_path):
     path = write_checkpoint(tmp_path)
     rows = [{"batch": b, "reconstruction": 1.0, "kl": 1.0, "beta": 1.0} for b in range(7)]

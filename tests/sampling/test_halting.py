@@ -98,8 +98,9 @@ def test_a_memory_limit_below_one_trajectory_is_refused():
             trajectories_in_memory(memory, 8, 128)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("trajectories", "limit"), [(40, 20.0), pytest.param(MANY, 25.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("trajectories", "limit"), [(40, 20.0), (MANY, 25.0)])
 def test_trajectories_stay_within_the_users_memory(trajectories, limit):
     """Without the limit, 40 trajectories of each of four graphs would take about 40 MB."""
     peak = float(output([sys.executable, "-c", PEAK, str(CHECKPOINT), str(trajectories), str(limit)]))

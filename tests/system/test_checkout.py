@@ -48,6 +48,7 @@ def test_models_and_guides_of_a_users_project_are_not_imported_in_place_of_ours(
     assert process.stdout.splitlines() == ["imported models", str(ROOT / "guides" / "__init__.py")]
 
 
+@pytest.mark.slow
 def test_a_users_module_imports_the_users_models_under_our_programs(tmp_path):
     """An editable install also puts the repository on the path, and the repository has a ``models`` too."""
     (tmp_path / "models").mkdir()

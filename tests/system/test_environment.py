@@ -102,7 +102,8 @@ def test_a_signal_handler_that_python_did_not_set_does_no_harm(monkeypatch):
         assert stop.signal is None
 
 
-@pytest.mark.parametrize("redirections", [pytest.param("2>&-", marks=pytest.mark.slow), "<&- >&- 2>&-"])
+@pytest.mark.slow
+@pytest.mark.parametrize("redirections", ["2>&-", "<&- >&- 2>&-"])
 def test_a_program_works_with_closed_streams(redirections, tmp_path):
     (tmp_path / "graphs").write_text("GCR`v_\n" * 2)
     arguments = [
@@ -185,6 +186,7 @@ def port():
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "other"), [(1, "process 0 of 2")])
 def test_a_process_that_never_joins_ends_the_run_within_the_limit(rank, other, tmp_path, port):
     waiting_process = start_process(tmp_path, rank, port, join_seconds=2.0, notice_seconds=60)

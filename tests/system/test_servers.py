@@ -168,6 +168,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 def test_a_forked_pool_answers_although_torch_had_threads():
     checkpoint = ROOT / "checkpoints" / "coloring8.safetensors"
