@@ -62,14 +62,10 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
         config = RunConfig.from_dict(file.header.get("config", {}), trust_code)
         task = build_task(config, data_dir)
         check_fit(outline_misfits(file, config, task), path)
-        solver = build(config, data_dir, task)
-        if will_have_heads(solver.model, config.heads):
-            from pyro_gram.training.heads import attach_heads
-
-            attach_heads(solver.model, config.model, task, config.heads, config.seed)
+        solver = build_with_heads(config, data_dir, task)
     except ConfigError as e:
-        hint = ""
-        if {"verdict", "width"} & file.header.get("config", {}).keys():  # headers of earlier versions had these parts
+        settings, hint = file.header.get("config"), ""
+        if isinstance(settings, dict) and "verdict" in settings:  # the part "heads" had this name
             hint = "; it is of an earlier version: convert it with experiments/studies/rewrite_headers.py"
         raise CheckpointError(f"{path} cannot be rebuilt from its settings: {e}{hint}") from None
     if task.spec.puzzles:  # embeddings are stored by puzzle number, so the numbers must not have changed
@@ -79,6 +75,16 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
     modules.load_state_dict(file.tensors())
     solver.model.eval()
     solver.guide.eval()
+    return solver
+
+
+def build_with_heads(config: RunConfig, data_dir: str | None, task: Task) -> Solver:
+    """Build a solver with untrained weights, and with heads if its settings ask for them. Raises ConfigError."""
+    solver = build(config, data_dir, task)
+    if will_have_heads(solver.model, config.heads):
+        from pyro_gram.training.heads import attach_heads
+
+        attach_heads(solver.model, config.model, task, config.heads, config.seed)
     return solver
 
 
@@ -95,12 +101,7 @@ def outline_misfits(file: TensorFile, config: RunConfig, task: Task) -> list[str
         return []
     try:
         with CallLimit(CALLS_PER_TENSOR * (len(file.shapes) + 1)), torch.device("meta"):
-            solver = build(config, None, task)
-            if will_have_heads(solver.model, config.heads):
-                from pyro_gram.training.heads import attach_heads
-
-                attach_heads(solver.model, config.model, task, config.heads, config.seed)
-            modules = solver.modules
+            modules = build_with_heads(config, None, task).modules
             misfits = file.mismatched_names(modules.state_dict())
     except (RuntimeError, TypeError, OverflowError, MemoryError) as e:
         raise ConfigError(f"they describe no model that can be built: {reason(e)}") from None

@@ -191,6 +191,7 @@ def test_a_damaged_header_is_a_checkpoint_error(header, model_file):
     [
         lambda h: h.pop("config"),
         lambda h: h.update(config={}),
+        lambda h: h.update(config=[1]),
         lambda h: h["config"].pop("names"),
         lambda h: h["config"]["names"].update(model="grim"),
         lambda h: h["config"]["names"].update(model="pathlib:Path"),
@@ -207,6 +208,12 @@ def test_a_damaged_header_is_a_checkpoint_error(header, model_file):
 def test_a_tampered_config_is_a_checkpoint_error_that_names_the_file(change, model_file):
     rewrite(model_file, change)
     with pytest.raises(CheckpointError, match="model.safetensors"):
+        load(model_file)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_the_script_that_converts_it(model_file):
+    rewrite(model_file, lambda h: h["config"].update(verdict=h["config"].pop("heads")))
+    with pytest.raises(CheckpointError, match="earlier version: convert it with .*rewrite_headers.py"):
         load(model_file)
 
 
