@@ -180,7 +180,7 @@ def metrics_of_fewer(
             depth=solver.config.depth,
             seed=evaluate.seed,
             temper=solver.config.temper,
-            max_trajectories=chunk_size(task.spec.input_length),
+            max_trajectories=chunk_size(task.spec.positions),
         )
         write_json(path, measure(task, puzzles, samples.tokens, samples.score).to_dict())
     return read_json(path)

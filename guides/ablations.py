@@ -9,6 +9,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from pyro_gram.inference.guide import PriorGuide
+from pyro_gram.networks.relations import mean_over
 from pyro_gram.registry import GUIDES
 from pyro_gram.spec import TaskSpec
 
@@ -43,7 +44,8 @@ class GlobalGuide(AmortizedGuide):
     Config = GlobalGuideConfig
 
     def encode(self, x: Tensor | None, y: Tensor) -> Tensor:
-        return super().encode(x, y).mean(-2, keepdim=True)
+        mask = None if x is None or self.structure_of is None else self.structure_of(x).mask
+        return mean_over(super().encode(x, y), mask)[..., None, :]
 
     def features(self, u: Tensor, code: Tensor) -> Tensor:
         return super().features(u, code.expand(*code.shape[:-2], u.shape[-2], -1))

@@ -10,16 +10,18 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.nn.functional import pad
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import family_of
-from pyro_gram.inference.families import type_of
-from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.inference.families import neutral_at_padding, type_of
+from pyro_gram.inference.guide import EffectGuide, padding_mask
 from pyro_gram.networks.core import make_stack
 from pyro_gram.networks.embeddings import answer_encoder
+from pyro_gram.networks.relations import uses_relations
 from pyro_gram.registry import GUIDES
 from pyro_gram.spec import TaskSpec
 
@@ -78,21 +80,27 @@ class AmortizedGuide(EffectGuide):
         self.guided_transitions, self.max_kl = config.guided_transitions, config.max_kl
         self.answer = answer_encoder(spec, width)
         length = max(spec.input_length, spec.output_length)
-        self.mix = make_stack("attention", config.layers, length, width, config.heads, config.hidden)
+        has_relations = getattr(poutine.unwrap(model), "has_relations", False)
+        mixer = "relations" if has_relations else "attention"
+        uses_relations(mixer, spec, config.heads if config.layers else 0)
+        self.heads, self.structure_of = config.heads, spec.structure if has_relations else None
+        self.mix = make_stack(mixer, config.layers, length, width, config.heads, config.hidden)
         self.family = family_of(model)
         self.head = self.family.head(self.inputs * width, config.hidden, width, config.initial_scale)
 
     inputs = 2  # the number of features at each position, in multiples of the width
 
     def encode(self, x: Tensor | None, y: Tensor) -> Tensor:
-        return self.mix(self.answer(y))
+        if self.structure_of is None or not len(self.mix) or x is None:
+            return self.mix(self.answer(y))
+        return self.mix(self.answer(y), self.structure_of(x).attention_bias(self.heads))
 
     def features(self, u: Tensor, code: Tensor) -> Tensor:
         """Return the input of the head, ``[..., L, inputs * D]``. Ablations override this method."""
         return torch.cat((u, align_answer(code, u)), dim=-1)
 
     def posterior(self, u: Tensor, code: Tensor, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        q = self.make_posterior(prior, self.head(self.features(u, code)))
+        q = neutral_at_padding(self.make_posterior(prior, self.head(self.features(u, code))), padding_mask(self.model))
         if not self.max_kl:
             return q
         if type_of(q) != "Normal" or type_of(prior) != "Normal":

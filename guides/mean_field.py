@@ -75,7 +75,7 @@ class MeanFieldGuide(EffectGuide):
                 "gradient: set model.truncated to false"
             )
         self.scale = config.initial_scale
-        length = sizes.prefix + spec.input_length
+        length = sizes.prefix + spec.positions
         shape = (config.num_pairs, self.guided_transitions - self.first, length, width)
         self.loc, self.log_scale = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
         self.register_buffer("keys", torch.zeros(config.num_pairs, dtype=torch.long))

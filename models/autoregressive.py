@@ -14,8 +14,10 @@ from torch.distributions import constraints
 from torch.nn.functional import pad
 
 from pyro_gram.checks import check_choice
+from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER
 from pyro_gram.networks.core import init_linear_, make_embedding
+from pyro_gram.networks.relations import CLOSED
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
 
@@ -70,21 +72,29 @@ class AutoregressiveModel(OneStepModel):
 
     The position that predicts y_i gets the embeddings of y_{i-1} and of one input token: the token as far from the
     end of the input as y_i is from the end of the answer.
+
+    With ``mixer = relations`` token y_i belongs to position i of the input. The position that predicts y_i sees what
+    position i sees in each relation: positions of the input, and tokens of the answer before y_i.
     """
 
     learns_start = False
-    traits = replace(OneStepModel.traits, default_settings={"model": {"layers": 8, "mixer": "attention"}})
+    traits = replace(OneStepModel.traits, default_settings={"model": {"layers": 8}})
 
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
         super().__init__(config, spec, prior)
-        check_choice("model.mixer of an autoregressive model", config.mixer, ("attention",))
+        check_choice("model.mixer of an autoregressive model", config.mixer, ("attention", "relations"))
+        if spec.has_value_positions:
+            raise ConfigError("an autoregressive model has a position for each token: use another layout of the task")
         self.prompt = self.length if spec.has_input else 0
-        self.f = self.stack(self.prompt + spec.output_length, prefix=self.prompt)
+        prefix = None if self.has_relations else self.prompt
+        self.f = self.stack(self.prompt + spec.output_length, prefix=prefix)
         self.answer = make_embedding(spec.output_classes + 1, config.width)  # the last class marks the start of y
         self.decoder = init_linear_(nn.Linear(config.width, spec.output_classes))
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
-        likelihood = Autoregressive(self.logits, e_x, self.spec.output_length)
+        self.prompt = e_x.shape[-2] if self.spec.has_input else 0
+        length = self.prompt if self.has_relations else self.spec.output_length
+        likelihood = Autoregressive(self.logits, e_x, length)
         return e_x, pyro.sample(ANSWER, likelihood, obs=y, infer={DRAW_ANSWER: True})
 
     def logits(self, e_x: Tensor, tokens: Tensor) -> Tensor:
@@ -95,9 +105,28 @@ class AutoregressiveModel(OneStepModel):
         if self.prompt:
             s = s + self._input_at_answer(e_x)[..., : s.shape[-2], :]
             s = torch.cat((e_x, s), dim=-2)
-        return self.decoder(self.f(s)[..., self.prompt :, :])
+        logits = self.decoder(self.f(s, self._bias(tokens.shape[-1]))[..., self.prompt :, :])
+        values = None if self.structure is None else self.structure.values
+        return logits if values is None else logits.masked_fill(~values[..., : tokens.shape[-1], :], CLOSED)
+
+    def _bias(self, count: int) -> Tensor | None:
+        """Return the bias on attention scores for the input and ``count`` positions of the answer, or None.
+
+        The input sees itself only. Position i of the answer holds y_{i-1}; it sees y_{j-1} if i = j, or if j < i and
+        position i of the input sees position j - 1.
+        """
+        if self.bias is None:
+            return None
+        visible = self.bias[..., :count, :]
+        earlier = torch.ones(count, count, dtype=torch.bool, device=visible.device).tril()
+        tokens = pad(visible[..., : count - 1], (1, 0), value=0.0).masked_fill(~earlier, -torch.inf)
+        is_self = torch.eye(count, dtype=torch.bool, device=visible.device)
+        answer = torch.cat((visible, tokens.masked_fill(is_self, 0.0)), dim=-1)
+        return torch.cat((pad(self.bias, (0, count), value=-torch.inf), answer), dim=-2)
 
     def _input_at_answer(self, e_x: Tensor) -> Tensor:
         """Return the last L_out positions of the embedded input; a shorter input gets zeros in front."""
+        if self.has_relations:
+            return e_x
         num_missing = max(0, self.spec.output_length - e_x.shape[-2])
         return pad(e_x, (0, 0, num_missing, 0))[..., -self.spec.output_length :, :]

@@ -85,7 +85,7 @@ class D3PM(Diffusion):
         clean_probs = one_hot(y, len(self.stationary)).to(e_x.dtype)
         marginal = self._corrupt(clean_probs, self.alpha_bar[t])
         corrupted_tokens = dist.Categorical(probs=marginal).sample()
-        logits = self.denoiser(e_x, corrupted_tokens, t / T)
+        logits = self.predict(e_x, corrupted_tokens, t / T)
         y_0 = self._pad_mask(logits.softmax(-1))
         q, p = self._reverse(clean_probs, corrupted_tokens, t), self._reverse(y_0, corrupted_tokens, t)
         kl = (q * ((q + TINY).log() - (p + TINY).log())).sum((-1, -2))
@@ -95,12 +95,12 @@ class D3PM(Diffusion):
         return T * kl  # at t = 1 the KL is the reconstruction, because q is a point mass at y
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
-        T, shape = self.config.diffusion_steps, (*e_x.shape[:-2], self.spec.output_length)
+        T, shape = self.config.diffusion_steps, (*e_x.shape[:-2], self.answer_length(e_x))
         tokens = dist.Categorical(probs=self.stationary).sample(shape)
         log_p = torch.zeros(shape[:-1], device=e_x.device)
         for step in range(T, 0, -1):
             t = torch.full(shape[:-1], step, device=e_x.device)
-            y_0 = self._pad_mask(self.denoiser(e_x, tokens, t / T).softmax(-1))
+            y_0 = self._pad_mask(self.predict(e_x, tokens, t / T).softmax(-1))
             reverse = dist.Categorical(probs=self._reverse(y_0, tokens, t))
             new_tokens = reverse.sample()
             log_p = log_p + (reverse.log_prob(new_tokens) * (new_tokens != tokens)).sum(-1)

@@ -15,6 +15,7 @@ from pyro_gram.inference.contract import ModelTraits
 from pyro_gram.inference.sites import ANSWER, data_plates, record_state, register_parameters
 from pyro_gram.networks.core import MIXERS, LatentState, make_stack
 from pyro_gram.networks.embeddings import answer_decoder, embed_input, input_encoder
+from pyro_gram.networks.relations import RelationalModule
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
 
@@ -28,7 +29,8 @@ class OneStepConfig:
         heads: attention heads of each layer.
         hidden: width of each layer's SwiGLU.
         layers: number of layers.
-        mixer: how positions are mixed: ``attention``, or ``swiglu`` (over positions; not for autoregressive models).
+        mixer: how positions are mixed: ``attention``, ``swiglu`` (over positions; not for autoregressive models), or
+            ``relations`` (each head sees one relation of the task).
         prefix: positions of zeros before the input (the paper's 16 puzzle tokens).
     """
 
@@ -44,7 +46,7 @@ class OneStepConfig:
         check_choice("mixer", self.mixer, MIXERS)
 
 
-class OneStepModel(nn.Module):
+class OneStepModel(RelationalModule):
     """A model without a trajectory: it ignores ``state`` and ``steps``. Subclasses implement :meth:`respond`."""
 
     Config: type = OneStepConfig
@@ -58,10 +60,9 @@ class OneStepModel(nn.Module):
     zeros: Tensor
 
     def __init__(self, config: Any, spec: TaskSpec, prior: nn.Module) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
+        super().__init__(config, spec)
         self.length = config.prefix + spec.input_length
-        self.encoder = input_encoder(spec, config.width, config.prefix)
+        self.encoder = input_encoder(spec, config.width, config.prefix, self.has_relations)
         has_start = self.learns_start and not spec.has_input
         self.start = nn.Parameter(torch.randn(self.length, config.width)) if has_start else None
         self.register_buffer("zeros", torch.zeros(self.length, config.width), persistent=False)
@@ -83,10 +84,13 @@ class OneStepModel(nn.Module):
     ) -> Tensor:
         """Return y, int64 ``[..., B, L_out]``. The arguments are those of :class:`~pyro_gram.models.gram.GRAM`."""
         register_parameters("model", self)
+        self.read(x)
+        x = x if self.structure is None else self.structure.tokens
         e_x = embed_input(self.encoder, x, self.zeros, None if y is None else y.shape[:-1])
         e_x = e_x if self.start is None else e_x + self.start
         with data_plates(e_x.shape[:-2]):
             h, answer = self.respond(e_x, y, beta)
+            h = self.at_positions(h)
             record_state(LatentState(h, h))
             return answer
 
@@ -102,9 +106,9 @@ class Direct(OneStepModel):
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
         super().__init__(config, spec, prior)
         self.f = self.stack()
-        self.decoder = answer_decoder(spec, config.width)
+        self.decoder = answer_decoder(spec, config.width, self.has_relations)
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
-        h = self.f(e_x)
-        likelihood = dist.Categorical(logits=self.decoder(h)).to_event(1)
+        h = self.f(e_x, self.bias)
+        likelihood = dist.Categorical(logits=self.open_values(self.decoder(h))).to_event(1)
         return h, pyro.sample(ANSWER, likelihood, obs=y)

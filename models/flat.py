@@ -21,10 +21,10 @@ class FlatCore(nn.Module):
         self.steps = config.low_steps
         self.f = make_stack(config.mixer, config.layers, length, config.width, config.heads, config.hidden)
 
-    def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, state: LatentState, e_x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         h, l = state
         for _ in range(self.steps):
-            h = self.f(h + e_x)
+            h = self.f(h + e_x, bias)
         return h, l
 
 

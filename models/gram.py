@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.inference import sites
-from pyro_gram.inference.families import embed_guidance
+from pyro_gram.inference.families import embed_guidance, neutral_at_padding
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.embeddings import answer_decoder, embed_input, input_encoder
+from pyro_gram.networks.relations import RelationalModule
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
 
@@ -50,7 +51,7 @@ class GRAMConfig(CoreConfig):
 
 
 @MODELS.register("gram")
-class GRAM(nn.Module):
+class GRAM(RelationalModule):
     """The generative program p(y, tau | x), or p(y, tau) if x is None.
 
     Args:
@@ -65,13 +66,13 @@ class GRAM(nn.Module):
     l0: Tensor
 
     def __init__(self, config: GRAMConfig, spec: TaskSpec, prior: nn.Module) -> None:
-        super().__init__()
-        self.config, self.spec = config, spec
-        length = config.prefix + spec.input_length
-        self.encoder = input_encoder(spec, config.width, config.prefix)
+        super().__init__(config, spec)
+        # Without positions z_0 is the same at each of them; the guidance makes them differ.
+        length = 1 if self.has_relations else config.prefix + spec.input_length
+        self.encoder = input_encoder(spec, config.width, config.prefix, self.has_relations)
         self.core = self.Core(config, length)
         self.prior = prior
-        self.decoder = answer_decoder(spec, config.width)
+        self.decoder = answer_decoder(spec, config.width, self.has_relations)
         self.heads: nn.Module | None = None  # the halt and value heads; training.heads sets them
         self.register_buffer("h0", torch.randn(length, config.width))  # z_0: drawn once and kept (Section 2.1)
         self.register_buffer("l0", torch.randn(length, config.width))
@@ -122,22 +123,30 @@ class GRAM(nn.Module):
         for t in pyro.markov(range(first, first + steps * T)):
             has_kl = not truncated or (t + 1) % T == 0
             with torch.set_grad_enabled(has_kl and torch.is_grad_enabled()), poutine.mask(mask=has_kl):
-                u, l = self.core(LatentState(h, l), e_x)
+                u, l = self.propose(LatentState(h, l), e_x)
                 u = pyro.deterministic(sites.proposal_site(t), u, event_dim=2)
                 with poutine.scale(scale=beta):
-                    eps = pyro.sample(sites.guidance_site(t), self.prior(u))
-                h = u + embed_guidance(self.prior, eps)
+                    eps = pyro.sample(sites.guidance_site(t), neutral_at_padding(self.prior(u), self.mask))
+                h = self.at_positions(u + embed_guidance(self.prior, eps))
         return LatentState(h, l)
+
+    def propose(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the core to a state: return the proposal u_t and the low level l_t, ``[..., L, D]`` each (Eq. 6-7)."""
+        if self.bias is None:
+            return self.core(state, e_x)
+        u, l = self.core(state, e_x, self.bias)
+        return self.at_positions(u), self.at_positions(l)
 
     def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:
         """Observe y; if y is None, sample y and the sites of the heads. ``infer`` is the infer dict of y."""
         likelihood = self.likelihood(state.h)
-        sites.sample_halt_and_value(self.heads if y is None else None, state.h, e_x, likelihood)
+        sites.sample_halt_and_value(self.heads if y is None else None, state.h, e_x, likelihood, self.structure)
         return pyro.sample(sites.ANSWER, likelihood, obs=y, infer=infer)
 
     def encode(self, x: Tensor | None, batch: torch.Size | None = None) -> Tensor:
         """Return the embedded input e_x, ``[..., L, D]``. If x is None, return zeros ``[*batch, L, D]``."""
-        return embed_input(self.encoder, x, self.h0, batch)
+        self.read(x)
+        return embed_input(self.encoder, x if self.structure is None else self.structure.tokens, self.h0, batch)
 
     def initial_state(self, e_x: Tensor) -> LatentState:
         """Return z_0, expanded to the shape of e_x."""
@@ -145,4 +154,4 @@ class GRAM(nn.Module):
 
     def likelihood(self, h: Tensor) -> dist.TorchDistribution:
         """Return p(y | h_T), independent categoricals of event shape ``[L_out]``."""
-        return dist.Categorical(logits=self.decoder(h)).to_event(1)
+        return dist.Categorical(logits=self.open_values(self.decoder(h))).to_event(1)

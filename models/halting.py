@@ -46,14 +46,14 @@ DECODINGS, INITIAL_STATES = ("mode", "sampled"), ("fixed", "random")
 class OneStepCore(RecursiveCore):
     """HRM's core: only the last low-level step of a transition has a gradient (the one-step approximation)."""
 
-    def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, state: LatentState, e_x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         h, l = state
         injection = h + e_x
         with torch.no_grad():
             for _ in range(self.low_steps - 1):
-                l = self.f_L(l + injection)
-        l = self.f_L(l + injection)
-        return self.f_H(h + l), l
+                l = self.f_L(l + injection, bias)
+        l = self.f_L(l + injection, bias)
+        return self.f_H(h + l, bias), l
 
 
 class SharedCore(nn.Module):
@@ -64,12 +64,12 @@ class SharedCore(nn.Module):
         self.low_steps = config.low_steps
         self.f = make_stack(config.mixer, config.layers, length, config.width, config.heads, config.hidden)
 
-    def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, state: LatentState, e_x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         h, l = state
         injection = h + e_x
         for _ in range(self.low_steps):
-            l = self.f(l + injection)
-        return self.f(h + l), l
+            l = self.f(l + injection, bias)
+        return self.f(h + l, bias), l
 
 
 class _Halting(GRAM):
@@ -173,7 +173,7 @@ class TRM(_Halting):
     def initial_state(self, e_x: Tensor) -> LatentState:
         if self.config.initial_state == "fixed":
             return super().initial_state(e_x)
-        standard_normal = dist.Normal(torch.zeros_like(self.h0), 1.0).to_event(2)
+        standard_normal = dist.Normal(e_x.new_zeros(e_x.shape[-2:]), 1.0).to_event(2)
         state = LatentState(pyro.sample("z0_h", standard_normal), pyro.sample("z0_l", standard_normal))
         return LatentState(*(part.expand(torch.broadcast_shapes(part.shape, e_x.shape)) for part in state))
 

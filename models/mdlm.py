@@ -21,7 +21,7 @@ from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER, plate_shape
 from pyro_gram.networks.denoiser import Denoiser
 from pyro_gram.networks.embeddings import answer_decoder, answer_encoder
 from pyro_gram.registry import MODELS
-from pyro_gram.spec import TaskSpec
+from pyro_gram.spec import TaskSpec, side_of
 
 from .direct import OneStepConfig, OneStepModel
 
@@ -54,7 +54,8 @@ class Diffusion(OneStepModel):
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module, masks: int, uses_time: bool) -> None:
         super().__init__(config, spec, prior)
         answer = answer_encoder(spec, config.width, masks)
-        self.denoiser = Denoiser(answer, self.stack(), answer_decoder(spec, config.width), config.width, uses_time)
+        decoder = answer_decoder(spec, config.width, self.has_relations)
+        self.denoiser = Denoiser(answer, self.stack(), decoder, config.width, uses_time)
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
         if y is not None:
@@ -68,6 +69,17 @@ class Diffusion(OneStepModel):
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
         """Estimate the bound on -log p(y | x) from one corrupted copy of y, in nats, ``[...]``."""
         raise NotImplementedError
+
+    def predict(self, e_x: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
+        """Return the denoiser's logits of the clean answer, ``[..., L_out, classes]``."""
+        context = () if self.bias is None else (self.bias,)
+        return self.open_values(self.denoiser(e_x, tokens, time, *context))
+
+    def answer_length(self, e_x: Tensor) -> int:
+        """Return the number of tokens of an answer, padding included, for e_x ``[..., L, D]``."""
+        if not self.has_relations:
+            return self.spec.output_length
+        return side_of(e_x.shape[-2]) if self.spec.has_value_positions else e_x.shape[-2]
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
         """Return a draw, int64 ``[..., L_out]``, and the summed log probabilities of its tokens, nats, ``[...]``."""
@@ -83,25 +95,26 @@ class MDLM(Diffusion):
 
     def __init__(self, config: MDLMConfig, spec: TaskSpec, prior: nn.Module) -> None:
         super().__init__(config, spec, prior, masks=1, uses_time=False)
-        self.mask = spec.output_classes
+        self.mask_token = spec.output_classes
 
     def loss(self, e_x: Tensor, y: Tensor) -> Tensor:
         time = stratified_times(y.shape[:-1], y.device).clamp(min=MIN_TIME)
         is_masked = torch.rand(y.shape, device=y.device) < time[..., None]
-        logits = self.denoiser(e_x, torch.where(is_masked, self.mask, y), time)
+        logits = self.predict(e_x, torch.where(is_masked, self.mask_token, y), time)
         log_p = logits.log_softmax(-1).gather(-1, y[..., None]).squeeze(-1)
         return -(log_p * is_masked).sum(-1) / time
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
-        steps = self.config.sampling_steps or self.spec.output_length
-        tokens = torch.full((*e_x.shape[:-2], self.spec.output_length), self.mask, device=e_x.device)
+        length = self.answer_length(e_x)
+        steps = self.config.sampling_steps or length
+        tokens = torch.full((*e_x.shape[:-2], length), self.mask_token, device=e_x.device)
         log_p = torch.zeros(e_x.shape[:-2], device=e_x.device)
         for step in range(steps, 0, -1):
             time = torch.full(e_x.shape[:-2], step / steps, device=e_x.device)
-            prediction = dist.Categorical(logits=self.denoiser(e_x, tokens, time))
+            prediction = dist.Categorical(logits=self.predict(e_x, tokens, time))
             value = prediction.sample()
             # step counts down to 1. A masked token is revealed with probability 1 / step, and surely at the last step.
-            is_revealed = (tokens == self.mask) & (torch.rand(tokens.shape, device=e_x.device) < 1 / step)
+            is_revealed = (tokens == self.mask_token) & (torch.rand(tokens.shape, device=e_x.device) < 1 / step)
             log_p = log_p + (prediction.log_prob(value) * is_revealed).sum(-1)
             tokens = torch.where(is_revealed, value, tokens)
         return tokens, log_p

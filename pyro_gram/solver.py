@@ -77,7 +77,7 @@ class Solver:
     @property
     def state_length(self) -> int:
         """The number L of positions of a state: the prefix tokens and the positions of the input."""
-        return self.task.spec.input_length + model_sizes(self.config.model).prefix
+        return self.task.spec.positions + model_sizes(self.config.model).prefix
 
     @property
     def has_heads(self) -> bool:
@@ -194,7 +194,7 @@ class Solver:
 
     def _chunk_size(self, memory: float | None) -> int:
         if memory is None:
-            return chunk_size(self.task.spec.input_length)
+            return chunk_size(self.task.spec.positions)
         return trajectories_in_memory(memory, self.state_length, self.config.model.width)
 
     def _tokens(self, x: Any) -> Tensor | None:

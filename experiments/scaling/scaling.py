@@ -153,7 +153,7 @@ class CheckpointStudy:
     def rollout(self, n: int, **settings: Any) -> Rollout:
         """Sample n trajectories that halt; the result is on the CPU."""
         settings = {"depth": self.depth, "halt": self.halt, "temper": self.solver.config.temper, **settings}
-        limit = max(n * 3, chunk_size(self.solver.task.spec.input_length))
+        limit = max(n * 3, chunk_size(self.solver.task.spec.positions))
         inputs = to_device_of(self.solver.model, self.x)
         samples = rollout(self.solver.model, inputs, num_samples=n, max_trajectories=limit, **settings).cpu()
         self.progress(n * len(self.x))

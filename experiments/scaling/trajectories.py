@@ -124,7 +124,7 @@ def record_trajectories(
     inputs = to_device_of(solver.model, x)
     with isolated_rng(solver.model, inputs):
         for number, chunk_inputs in enumerate(
-            inputs.split(max(1, chunk_size(solver.task.spec.input_length) // num_samples))
+            inputs.split(max(1, chunk_size(solver.task.spec.positions) // num_samples))
         ):
 
             def roll_chunk(number: int = number, chunk_inputs: Tensor = chunk_inputs) -> dict[str, Tensor]:

@@ -98,7 +98,7 @@ class Filtering:
             seed=self.seed + 5000,
             config=config,
             temper=solver.config.temper,
-            max_trajectories=max(NUM_SAMPLES, chunk_size(solver.task.spec.input_length)),
+            max_trajectories=max(NUM_SAMPLES, chunk_size(solver.task.spec.positions)),
         )
         self.study.progress(NUM_SAMPLES * depth * len(self.puzzles))
         results = self.measure(particles.tokens, particles.weight)

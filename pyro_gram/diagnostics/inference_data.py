@@ -138,7 +138,7 @@ def collect(
 def _guide_groups(
     task: Task, model: nn.Module, guide: nn.Module, puzzles: PuzzleSet, y: Tensor, *, depth: int, draws: int, seed: int
 ) -> Groups:
-    max_traced = chunk_size(task.spec.input_length, MAX_TRACED)
+    max_traced = chunk_size(task.spec.positions, MAX_TRACED)
     x, y = to_device_of(model, puzzles.inputs), to_device_of(model, y)
     q = guide_draws(model, guide, x, y, steps=depth, num_samples=draws, seed=seed, max_traced=max_traced)
     return {

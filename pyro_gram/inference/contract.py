@@ -182,6 +182,8 @@ class ModelSizes:
         prefix: number of positions before the positions of the input.
         low_steps: K, applications of the low-level network in a transition.
         layers: layers of each network.
+        mixer: how positions are mixed (``networks.core.CoreConfig``).
+        heads: attention heads of each layer.
     """
 
     width: int
@@ -190,6 +192,8 @@ class ModelSizes:
     prefix: int = 0
     low_steps: int = 2
     layers: int = 2
+    mixer: str = "attention"
+    heads: int = 4
 
 
 def model_traits(model: Any) -> ModelTraits:

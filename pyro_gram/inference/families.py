@@ -7,6 +7,7 @@ deterministic.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -176,6 +177,40 @@ class CodeFamily:
 
 
 NORMAL = NormalFamily()
+
+
+def neutral_at_padding(distribution: Any, mask: Tensor | None) -> Any:
+    """Return a distribution of guidance that is the same at padding for every prior and guide.
+
+    At padding a Gaussian becomes N(0, 1), and codes become uniform. The KL there is 0, and log densities of prior and
+    guide cancel.
+
+    Args:
+        distribution: batch shape ``[...]``, event shape ``[L, *]``.
+        mask: bool ``[..., L]``, False at padding; None if no position is padding.
+
+    Raises:
+        ConfigError: positions of this distribution are not independent, or no such form of it is known.
+    """
+    if mask is None or is_delta_like(distribution):
+        return distribution
+    base = getattr(distribution, "base_dist", distribution)
+    if isinstance(base, dist.Normal):
+        column = mask[..., None]
+        loc, scale = torch.where(column, base.loc, 0.0), torch.where(column, base.scale, 1.0)
+        return type(base)(loc, scale, validate_args=False).to_event(2)
+    if isinstance(distribution, Codes):
+        uniform = -math.log(distribution.logits.shape[-1])
+        logits = torch.where(mask[..., None, None], distribution.logits, uniform)
+        return Codes(logits, distribution.temperature)
+    raise ConfigError(
+        f"a {type_of(distribution)} has no form for padding: give inputs of one size at a time, or use --prior gaussian"
+    )
+
+
+def is_delta_like(distribution: Any) -> bool:
+    """Return whether a distribution is a point (prior ``none``)."""
+    return isinstance(getattr(distribution, "base_dist", distribution), dist.Delta)
 
 
 @runtime_checkable

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import GuideTraits, guide_traits, prior_of, prior_traits
+from pyro_gram.inference.families import neutral_at_padding
 from pyro_gram.inference.sites import is_called_by, plate_shape, proposal_site, register_parameters, transition_index
 from pyro_gram.inference.terms import is_delta
 
@@ -160,7 +161,8 @@ class EffectGuide(GuideMessenger, nn.Module):
         if t is None:
             _check_own_name(name)
             return prior
-        return self.posterior_at(t, self.trace.nodes[proposal_site(t)]["value"], self._code, prior)
+        posterior = self.posterior_at(t, self.trace.nodes[proposal_site(t)]["value"], self._code, prior)
+        return posterior if posterior is prior else neutral_at_padding(posterior, padding_mask(self.model))
 
     def posterior_at(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         """Return :meth:`posterior` of transition t, or the prior from transition ``guided_transitions`` on."""
@@ -192,6 +194,12 @@ class EffectGuide(GuideMessenger, nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__setstate__(self, state)
         self.trace = Trace()
+
+
+def padding_mask(model: Any) -> Tensor | None:
+    """Return the mask of a running model's inputs, False at padding, bool ``[..., L]``; None without padding."""
+    structure = getattr(poutine.unwrap(model), "structure", None)
+    return None if structure is None else structure.mask
 
 
 def _renamed_site_message(name: str) -> str:

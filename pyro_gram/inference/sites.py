@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_gram.errors import ConfigError
+from pyro_gram.spec import Structure
 
 ANSWER = "y"
 DATA = "data"  # the plate of the inputs
@@ -81,7 +82,11 @@ def record_state(state: Any) -> None:
 
 
 def sample_halt_and_value(
-    heads: nn.Module | None, state_h: Tensor, e_x: Tensor, likelihood: dist.TorchDistribution
+    heads: nn.Module | None,
+    state_h: Tensor,
+    e_x: Tensor,
+    likelihood: dist.TorchDistribution,
+    structure: Structure | None = None,
 ) -> None:
     """Sample the sites of the heads (Sections 2.3 and A.1). They send no gradient into the state.
 
@@ -93,11 +98,13 @@ def sample_halt_and_value(
         state_h: h, ``[..., L, D]``.
         e_x: the embedded input, ``[..., L, D]``.
         likelihood: p(y | h), categorical, event shape ``[L_out]``.
+        structure: the structure of the inputs; None if positions have no relations.
     """
     if heads is None:
         return
     probabilities = likelihood.base_dist.probs
-    halt, value = heads(state_h.detach(), e_x.detach(), probabilities.detach())
+    context = () if structure is None else (structure,)
+    halt, value = heads(state_h.detach(), e_x.detach(), probabilities.detach(), *context)
     pyro.sample(HALT, dist.Bernoulli(logits=halt), infer={HEAD_SITE: True})
     pyro.sample(VALUE, dist.Normal(value.sigmoid(), VALUE_SCALE), infer={HEAD_SITE: True})
 

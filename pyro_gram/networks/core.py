@@ -20,7 +20,7 @@ from pyro_gram.checks import AT_LEAST_1, check_choice, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, FusedRotaryAttention, on_cpu
 
-MIXERS = ("attention", "swiglu")
+MIXERS = ("attention", "swiglu", "relations")
 SCALE_FLOOR = 1e-3  # the least sigma; it keeps log sigma and the KL finite in float32
 
 
@@ -44,7 +44,9 @@ class CoreConfig:
         heads: attention heads of each layer.
         hidden: width of each layer's SwiGLU.
         layers: layers of f_L, and of f_H.
-        mixer: how positions are mixed: ``attention``, or ``swiglu`` (over positions; for Sudoku).
+        mixer: how positions are mixed: ``attention`` (with rotary positions), ``swiglu`` (over positions; for Sudoku),
+            or ``relations``: attention without positions, in which each head sees one relation of the task. Only
+            ``relations`` works for inputs of several sizes.
         low_steps: K, applications of f_L in a transition.
     """
 
@@ -73,13 +75,17 @@ class RecursiveCore(nn.Module):
         self.f_L = make_stack(*sizes)
         self.f_H = make_stack(*sizes)
 
-    def forward(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(u_t, l_t)``. All tensors are ``[..., L, D]``."""
+    def forward(self, state: LatentState, e_x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return ``(u_t, l_t)``. All tensors but ``bias`` are ``[..., L, D]``.
+
+        Args:
+            bias: what attention adds to its scores, ``[..., heads, L, L]`` (``Structure.attention_bias``).
+        """
         h, l = state
         injection = h + e_x
         for _ in range(self.low_steps):
-            l = self.f_L(l + injection)
-        return self.f_H(h + l), l
+            l = self.f_L(l + injection, bias)
+        return self.f_H(h + l, bias), l
 
 
 def init_linear_(linear: nn.Linear) -> nn.Linear:
@@ -122,7 +128,7 @@ class PositionSwiGLU(nn.Module):
         super().__init__()
         self.mix = SwiGLU(length, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return self.mix(x.transpose(-1, -2)).transpose(-1, -2)
 
 
@@ -130,7 +136,8 @@ class RotaryAttention(nn.Module):
     """Multi-head self-attention, with rotary positions on queries and keys.
 
     Args:
-        length: the largest L. The table of rotations is computed once for this length.
+        length: the largest L. The table of rotations is computed once for this length. With 0 nothing is rotated:
+            positions differ only by their content and by the bias on the attention scores.
         width: D, a multiple of ``2 * heads``.
         heads: number of heads.
         base: the rotary base.
@@ -151,7 +158,7 @@ class RotaryAttention(nn.Module):
         self.qkv = init_linear_(nn.Linear(width, 3 * width, bias=False))
         self.out = init_linear_(nn.Linear(width, width, bias=False))
         size = width // heads
-        angle = torch.outer(torch.arange(length).float(), base ** (-torch.arange(0, size, 2).float() / size))
+        angle = torch.outer(torch.arange(max(1, length)).float(), base ** (-torch.arange(0, size, 2).float() / size))
         angle = angle[:, None, None] * torch.tensor([1.0, 1.0, 0.0])[:, None, None]  # values are not rotated
         rotation = torch.stack((angle.cos(), angle.sin()), dim=-1).expand(-1, -1, heads, -1, -1).contiguous()
         self.register_buffer("rotation", rotation, persistent=False)  # [L, 3, heads, size / 2, 2]
@@ -166,16 +173,22 @@ class RotaryAttention(nn.Module):
         mask = None if prefix is None else (position < prefix) | (position <= position[:, None])  # [query, key]
         self.register_buffer("mask", mask, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attend. ``bias`` is added to the scores, ``[..., heads, L, L]``, its batch dimensions broadcast to x."""
         *batch, L, D = x.shape
         weight = self.qkv.weight.index_select(0, self.order)
         qkv = F.linear(x, weight).view(math.prod(batch), L, 3, self.heads, D // self.heads // 2, 2)
         rotation = self.rotation[:L]
+        bias = None if bias is None else bias.expand(*batch, self.heads, L, L)
         if self.mask is None and L <= MAX_POSITIONS and on_cpu(qkv, rotation):
             scaled_rotation = torch.view_as_complex(rotation * self.scale)
-            return self.out(FusedRotaryAttention.apply(torch.view_as_complex(qkv), scaled_rotation).view(*batch, L, D))
+            values = FusedRotaryAttention.apply(torch.view_as_complex(qkv), scaled_rotation, bias)
+            return self.out(values.view(*batch, L, D))
         q, k, v = rotate(qkv, rotation).flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
         mask = None if self.mask is None else self.mask[:L, :L]
+        if bias is not None:
+            bias = bias.reshape(-1, self.heads, L, L).to(q.dtype)
+            mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
         attention = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(attention.transpose(1, 2).reshape(*batch, L, D))
 
@@ -199,30 +212,39 @@ class Block(nn.Module):
         self.channels = SwiGLU(width, hidden)
         self.norm = RMSNorm()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x, self.mixer(x))
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = self.norm(x, self.mixer(x, bias))
         return self.norm(x, self.channels(x))
+
+
+class Stack(nn.Sequential):
+    """Blocks, applied one after the other; all get the same bias on their attention scores."""
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        for block in self:
+            x = block(x, bias)
+        return x
 
 
 def make_stack(
     mixer: str, layers: int, length: int, width: int, heads: int, hidden: int, prefix: int | None = None
-) -> nn.Sequential:
-    """Make ``layers`` blocks that mix positions by ``"attention"`` or ``"swiglu"``.
+) -> Stack:
+    """Make ``layers`` blocks that mix positions by ``"attention"``, ``"swiglu"`` or ``"relations"``.
 
     Args:
         prefix: as for :class:`RotaryAttention`; only for ``"attention"``.
 
     Raises:
-        ConfigError: ``mixer`` is not one of these two.
+        ConfigError: ``mixer`` is not one of these.
     """
     check_choice("mixer", mixer, MIXERS)
 
     def make_mixer() -> nn.Module:
-        if mixer == "attention":
-            return RotaryAttention(length, width, heads, prefix=prefix)
-        return PositionSwiGLU(length, hidden)
+        if mixer == "swiglu":
+            return PositionSwiGLU(length, hidden)
+        return RotaryAttention(0 if mixer == "relations" else length, width, heads, prefix=prefix)
 
-    return nn.Sequential(*(Block(make_mixer(), width, hidden) for _ in range(layers)))
+    return Stack(*(Block(make_mixer(), width, hidden) for _ in range(layers)))
 
 
 def make_embedding(count: int, width: int) -> nn.Embedding:

@@ -19,7 +19,7 @@ class Denoiser(nn.Module):
 
     Args:
         answer: network from tokens to their embedding ``[..., L', D]``, for the last L' positions.
-        layers: network ``[..., L, D] -> [..., L, D]``.
+        layers: network ``[..., L, D] -> [..., L, D]``, called with the bias on its attention scores.
         decoder: network from ``[..., L, D]`` to logits.
         width: D.
         uses_time: whether the time is embedded.
@@ -30,12 +30,12 @@ class Denoiser(nn.Module):
         self.answer, self.layers, self.decoder = answer, layers, decoder
         self.time = init_linear_(nn.Linear(width, width)) if uses_time else None
 
-    def forward(self, e_x: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
+    def forward(self, e_x: Tensor, tokens: Tensor, time: Tensor, bias: Tensor | None = None) -> Tensor:
         e_y = self.answer(tokens)
         s = e_x + pad(e_y, (0, 0, e_x.shape[-2] - e_y.shape[-2], 0))
         if self.time is not None:
             s = s + self.time(sinusoidal_embedding(time, s.shape[-1]))[..., None, :]
-        return self.decoder(self.layers(s))
+        return self.decoder(self.layers(s, bias))
 
 
 def sinusoidal_embedding(time: Tensor, width: int) -> Tensor:

@@ -14,17 +14,22 @@ from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.networks.core import init_linear_, make_embedding
+from pyro_gram.networks.relations import PositionDecoder, ValuePositionEncoder
 from pyro_gram.spec import TaskSpec
 
 
-def input_encoder(spec: TaskSpec, width: int, prefix: int = 0) -> nn.Module | None:
+def input_encoder(spec: TaskSpec, width: int, prefix: int = 0, has_relations: bool = False) -> nn.Module | None:
     """Make the network that embeds an input x as e_x, ``[..., prefix + L, D]``; None for a task without input.
+
+    With ``has_relations`` the network embeds the tokens of the input's structure instead of x.
 
     Raises:
         ConfigError: the task has puzzle embeddings, and ``prefix`` is 0.
     """
     if not spec.has_input:
         return None
+    if has_relations:
+        return TokenEncoder(spec.input_vocabulary, width)
     tokens: nn.Module
     if spec.input_features is None:
         tokens = TokenEncoder(spec.input_vocabulary, width)
@@ -61,11 +66,18 @@ def answer_encoder(spec: TaskSpec, width: int, extra_classes: int = 0) -> nn.Mod
         from pyro_gram.networks.images import PatchEncoder
 
         return PatchEncoder(spec.image, spec.patch, classes, _stem_channels(width), width)
+    if spec.has_value_positions:
+        return ValuePositionEncoder(width)
     return TokenEncoder(classes, width)
 
 
-def answer_decoder(spec: TaskSpec, width: int) -> nn.Module:
-    """Make the network from h to the logits of an answer, ``[..., L_out, classes]``."""
+def answer_decoder(spec: TaskSpec, width: int, has_relations: bool = False) -> nn.Module:
+    """Make the network from h to the logits of an answer, ``[..., L_out, classes]``.
+
+    With ``has_relations`` an answer has a token for each position, whatever the number of positions is.
+    """
+    if has_relations:
+        return PositionDecoder(spec, width)
     if spec.image is not None:
         from pyro_gram.networks.images import PatchDecoder
 

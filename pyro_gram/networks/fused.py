@@ -84,29 +84,33 @@ class FusedResidualNorm(torch.autograd.Function):
 
 
 class FusedRotaryAttention(torch.autograd.Function):
-    """Rotary attention in both directions: complex ``[B, L, 3, H, S/2]`` to ``[B, L, H * S]``.
+    """Rotary attention, by default in both directions: complex ``[B, L, 3, H, S/2]`` to ``[B, L, H * S]``.
 
     The rotation also reorders queries, keys and values for the batched products; the backward pass undoes this.
 
     Args:
         qkv: pairs of channels as complex numbers.
         rotation: complex ``[L, 3, H, S/2]``, the factor of each pair of channels. Factors of queries include 1/sqrt(S).
+        bias: what is added to the scores, ``[..., H, L, L]`` (B is the product of the first dimensions), or None. No
+            gradient is sent into it.
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, rotation: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, rotation: Tensor, bias: Tensor | None = None) -> Tensor:
         B, L, _, H, half = qkv.shape
         rotated_qkv = qkv.new_empty(3, B, H, L, half)
         torch.mul(qkv, rotation, out=rotated_qkv.permute(1, 3, 0, 2, 4))
         q, k, v = _operands(rotated_qkv)
         scores = torch.bmm(q, k.transpose(1, 2))
+        if bias is not None:
+            scores.view(bias.shape).add_(bias)
         torch.softmax(scores, -1, out=scores)
         ctx.save_for_backward(rotated_qkv, scores, rotation)
         return torch.bmm(scores, v).view(B, H, L, 2 * half).transpose(1, 2).reshape(B, L, 2 * half * H)
 
     @staticmethod
     @_first_derivative_only
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         rotated_qkv, scores, rotation = ctx.saved_tensors
         _, B, H, L, half = rotated_qkv.shape
         q, k, v = _operands(rotated_qkv)
@@ -118,7 +122,7 @@ class FusedRotaryAttention(torch.autograd.Function):
         grad_scores = torch._softmax_backward_data(grad_scores, scores, -1, scores.dtype)
         torch.bmm(grad_scores, k, out=dq)
         torch.bmm(grad_scores.transpose(1, 2), q, out=dk)
-        return grad_rotated_qkv.permute(1, 3, 0, 2, 4) * rotation.conj(), None
+        return grad_rotated_qkv.permute(1, 3, 0, 2, 4) * rotation.conj(), None, None
 
 
 def _operands(rotated_qkv: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def _draw(run: Run, solver: Solver, measurement: Measurement, findings: Findings
         findings,
         inputs=SAVED_INPUTS,
         chains=SAVED_CHAINS,
-        draws=max(2, min(SAVED_DRAWS, 16 * SAVED_DRAWS // task.spec.input_length)),
+        draws=max(2, min(SAVED_DRAWS, 16 * SAVED_DRAWS // task.spec.positions)),
         depth=config.depth,
         seed=config.evaluate.seed,
     )

@@ -51,7 +51,7 @@ def sample_prior(solver: Solver, x: Tensor | None, processes: ProcessGroup = SIN
         "depth": config.depth,
         "seed": config.evaluate.seed,
         "temper": config.temper,
-        "max_trajectories": chunk_size(solver.task.spec.input_length),
+        "max_trajectories": chunk_size(solver.task.spec.positions),
         "processes": processes,
     }
     return rollout(solver.model, to_device_of(solver.model, x), **{**settings, **changes}).cpu()
@@ -144,7 +144,7 @@ def bounds_of(solver: Solver, x: Tensor | None, y: Tensor, depth: int, seed: int
         steps=depth,
         surrogate_steps=solver.config.train.supervision_steps,
         seed=seed,
-        max_traced=chunk_size(solver.task.spec.input_length, 4 * MAX_TRACED),
+        max_traced=chunk_size(solver.task.spec.positions, 4 * MAX_TRACED),
     )
 
 

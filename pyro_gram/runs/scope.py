@@ -46,7 +46,7 @@ class Scope:
 
     def chunk_size(self, max_trajectories: int | None = None) -> int:
         """Return how many trajectories run at once."""
-        length = self.solver.task.spec.input_length
+        length = self.solver.task.spec.positions
         return chunk_size(length) if max_trajectories is None else chunk_size(length, max_trajectories)
 
     def num_trajectories(self, budget: int) -> int:
@@ -55,7 +55,7 @@ class Scope:
         The unit of a budget is the work of one supervision step of one trajectory of the checkpoint ``coloring8``.
         """
         sizes = model_sizes(self.solver.config.model)
-        size = max(1.0, self.solver.task.spec.input_length / 8) * sizes.width / 128
+        size = max(1.0, self.solver.task.spec.positions / 8) * sizes.width / 128
         layers = sizes.transitions * (1 + sizes.low_steps) / 3 * sizes.layers / 2
         return int(budget / (self.depth * size * layers))
 

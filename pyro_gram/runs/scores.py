@@ -107,7 +107,7 @@ def _likelihood_metrics(solver: Solver, x: Tensor | None, y: Tensor, progress: P
         depth=solver.config.depth,
         num_samples=num_samples,
         seed=solver.config.evaluate.seed,
-        max_trajectories=chunk_size(solver.task.spec.input_length),
+        max_trajectories=chunk_size(solver.task.spec.positions),
     )
     progress(num_samples if x is None else num_samples * len(log_p))
     return {

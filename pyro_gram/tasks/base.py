@@ -43,6 +43,7 @@ class PuzzleSet:
             the rows ``offsets[i]`` to ``offsets[i + 1] - 1``.
         offsets: int64 ``[N + 1]``.
         has_all_solutions: True if every solution of every input is listed. Only then can coverage be measured.
+        is_complete: bool ``[N]``: whether every solution of an input is listed, if this differs between inputs; else None.
         is_first_version: bool ``[N]``, or None if every row of ``inputs`` is a separate puzzle. A task may list a
             puzzle in several versions, in consecutive rows (ARC: rotated, or in other colours). The entry of a row is
             True if the row holds the first version of its puzzle.
@@ -53,6 +54,7 @@ class PuzzleSet:
     offsets: Tensor
     has_all_solutions: bool = True
     is_first_version: Tensor | None = None
+    is_complete: Tensor | None = None
 
     @classmethod
     def from_counts(
@@ -73,10 +75,25 @@ class PuzzleSet:
         inputs = torch.cat([part.inputs for part in parts if part.inputs is not None])
         solutions = torch.cat([part.solutions for part in parts])
         num_solutions = torch.cat([part.num_solutions for part in parts])
-        return cls.from_counts(inputs, solutions, num_solutions, all(part.has_all_solutions for part in parts))
+        has_all_solutions = all(part.has_all_solutions for part in parts)
+        joined = cls.from_counts(inputs, solutions, num_solutions, has_all_solutions)
+        if has_all_solutions:
+            return joined
+        is_complete = torch.zeros(len(joined), dtype=torch.bool)
+        starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0).tolist()
+        for start, part in zip(starts, parts, strict=False):
+            is_complete[start + part.complete_rows] = True
+        return replace(joined, is_complete=is_complete)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    @property
+    def complete_rows(self) -> Tensor:
+        """The indices of the inputs whose solutions are all listed, int64 ``[K]``."""
+        if self.is_complete is not None:
+            return self.is_complete.nonzero().flatten()
+        return torch.arange(len(self) if self.has_all_solutions else 0)
 
     @property
     def num_solutions(self) -> Tensor:
@@ -114,6 +131,7 @@ class PuzzleSet:
             solutions=self.solutions[: self.offsets[rows]],
             offsets=self.offsets[: rows + 1],
             is_first_version=is_first_version,
+            is_complete=None if self.is_complete is None else self.is_complete[:rows],
         )
 
     @property
@@ -127,7 +145,8 @@ class PuzzleSet:
         counts = self.num_solutions[index]
         first_rows = self.offsets[:-1][index] - (counts.cumsum(0) - counts)
         rows = torch.arange(int(counts.sum())) + first_rows.repeat_interleave(counts)
-        return PuzzleSet.from_counts(self.inputs[index], self.solutions[rows], counts, self.has_all_solutions)
+        selected = PuzzleSet.from_counts(self.inputs[index], self.solutions[rows], counts, self.has_all_solutions)
+        return selected if self.is_complete is None else replace(selected, is_complete=self.is_complete[index])
 
 
 class Task(ABC):

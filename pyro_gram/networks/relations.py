@@ -1,0 +1,132 @@
+"""Inputs of any size: what networks do with the relations, the padding and the closed values of an input.
+
+A model with ``mixer = relations`` reads the :class:`~pyro_gram.spec.Structure` of its inputs. The relations become a
+bias on attention scores, so that no position sees padding. The state is 0 at padding, the guidance there has the same
+distribution under prior and guide, and an answer has only its open values. So padding changes no answer and no bound.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from pyro_gram.errors import ConfigError
+from pyro_gram.networks.core import init_linear_, make_embedding
+from pyro_gram.spec import Structure, TaskSpec, side_of
+
+CLOSED = -1e4  # the logit of a closed value: its probability is 0 in float32, and its log density is finite
+
+
+def uses_relations(mixer: str, spec: TaskSpec, heads: int = 0, prefix: int = 0) -> bool:
+    """Return whether networks with this mixer read the structure of inputs.
+
+    Args:
+        mixer: ``attention``, ``swiglu`` or ``relations``.
+        spec: the shapes of the task.
+        heads: attention heads of each layer; 0 if the caller has none.
+        prefix: positions of zeros before the input.
+
+    Raises:
+        ConfigError: mixer and task do not fit together.
+    """
+    if mixer != "relations":
+        if spec.padding is not None or spec.has_value_positions:
+            raise ConfigError(f"inputs of several sizes, or of squares, need --model.mixer relations, not {mixer}")
+        return False
+    if spec.structure is None:
+        raise ConfigError("mixer relations needs a task whose inputs have relations: use --model.mixer attention")
+    if prefix:
+        raise ConfigError("mixer relations takes no positions before the input: set model.prefix to 0")
+    if 0 < heads < spec.relations:
+        raise ConfigError(
+            f"{heads} heads cannot see the {spec.relations} relations of this task: raise model.heads to "
+            f"{spec.relations} or more"
+        )
+    return True
+
+
+class RelationalModule(nn.Module):
+    """Base class of models that read the structure of their inputs, if ``config.mixer`` is ``relations``.
+
+    Attributes:
+        structure: the structure of the inputs of this call; None with another mixer.
+        bias: the bias on attention scores that follows from it, ``[..., heads, L, L]``, or None.
+    """
+
+    structure: Structure | None = None
+    bias: Tensor | None = None
+
+    def __init__(self, config: Any, spec: TaskSpec) -> None:
+        super().__init__()
+        self.config, self.spec = config, spec
+        self.has_relations = uses_relations(config.mixer, spec, config.heads, config.prefix)
+
+    def read(self, x: Tensor | None) -> None:
+        """Set :attr:`structure` and :attr:`bias` for the inputs ``x [..., *event]``."""
+        if not self.has_relations or x is None:
+            return
+        assert self.spec.structure is not None
+        self.structure = self.spec.structure(x)
+        self.bias = self.structure.attention_bias(self.config.heads)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The positions that are not padding, bool ``[..., L]``; None if no position is padding."""
+        return None if self.structure is None else self.structure.mask
+
+    def at_positions(self, state: Tensor) -> Tensor:
+        """Return a state ``[..., L, D]`` with zeros at padding."""
+        return state if self.mask is None else state * self.mask[..., None]
+
+    def open_values(self, logits: Tensor) -> Tensor:
+        """Return the logits of an answer ``[..., L_out, classes]`` with a probability of 0 for each closed value."""
+        values = None if self.structure is None else self.structure.values
+        return logits if values is None else logits.masked_fill(~values, CLOSED)
+
+
+class ValuePositionEncoder(nn.Module):
+    """Embed an answer at positions (token, value): ``int64 [..., n] -> [..., n * n, D]``.
+
+    Each position gets one of three embeddings: the token has this value, it has another one, or it is masked.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = make_embedding(3, width)
+        self.scale = width**0.5
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        n = tokens.shape[-1]
+        has_value = one_hot(tokens.clamp(max=n - 1), n)
+        is_masked = (tokens >= n)[..., None]
+        return self.embedding(torch.where(is_masked, 2, has_value).flatten(-2)) * self.scale
+
+
+class PositionDecoder(nn.Module):
+    """Turn h into logits at each position, ``[..., L, D] -> [..., L, classes]`` (value positions: ``[..., n, n]``)."""
+
+    def __init__(self, spec: TaskSpec, width: int) -> None:
+        super().__init__()
+        self.has_value_positions = spec.has_value_positions
+        self.head = init_linear_(nn.Linear(width, 1 if spec.has_value_positions else spec.output_classes))
+
+    def forward(self, h: Tensor) -> Tensor:
+        logits = self.head(h)
+        if not self.has_value_positions:
+            return logits
+        return logits.squeeze(-1).unflatten(-1, (side_of(h.shape[-2]), -1))
+
+
+def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean over the positions that are not padding, ``[..., L, D] -> [..., D]``."""
+    if mask is None:
+        return values.mean(-2)
+    return (values * mask[..., None]).sum(-2) / mask.sum(-1, keepdim=True)
+
+
+def max_over(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the maximum over the positions that are not padding, ``[..., L, D] -> [..., D]``."""
+    return (values if mask is None else values.masked_fill(~mask[..., None], -torch.inf)).amax(-2)
