@@ -12,7 +12,7 @@ import numpy as np
 import pyro_gram
 from pyro_gram.diagnostics.plots import run as figures
 from pyro_gram.errors import UserError
-from pyro_gram.sampling.rollout import Rollout
+from pyro_gram.sampling.result import Rollout
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call
 from pyro_gram.system.files import write_atomically

@@ -132,13 +132,12 @@ class TaskSpec:
             return torch.full(tokens.shape[:-1], tokens.shape[-1], device=x.device)
         return (tokens != self.padding).sum(-1)
 
-    def crop(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Remove padding that all inputs of a batch share, from inputs and, if given, answers ``[..., L_out]``."""
+    def crop(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Remove padding that all inputs of a batch share, from inputs and from answers ``[..., L_out]``."""
         if self.padding is None:
             return x, y
         size = int(self.sizes_of(x).max())
-        x = x[..., :size] if self.input_features is None else x[..., :size, :size]
-        return x, None if y is None else y[..., :size]
+        return x[..., :size] if self.input_features is None else x[..., :size, :size], y[..., :size]
 
 
 def side_of(positions: int) -> int:

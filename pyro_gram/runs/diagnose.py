@@ -39,7 +39,7 @@ from pyro_gram.runs.findings import (
 from pyro_gram.runs.measure import bound_metrics, sample_metrics, validation_history
 from pyro_gram.runs.preflight import check_data
 from pyro_gram.runs.scope import Scope
-from pyro_gram.sampling.rollout import Rollout
+from pyro_gram.sampling.result import Rollout
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment

@@ -15,7 +15,7 @@ from pyro_gram.diagnostics.plots.posterior import leak_figure
 from pyro_gram.diagnostics.plots.run import FEW_SOLUTIONS
 from pyro_gram.diagnostics.report import Report, Section, result_rows, write_report
 from pyro_gram.diagnostics.verdicts import Verdict
-from pyro_gram.sampling.rollout import Rollout
+from pyro_gram.sampling.result import Rollout
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_atomically
 from pyro_gram.tasks.base import PuzzleSet

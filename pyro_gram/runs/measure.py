@@ -16,7 +16,8 @@ from pyro_gram.inference.contract import model_traits, prior_of, prior_traits
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.sampling.memory import chunk_size
-from pyro_gram.sampling.rollout import Rollout, rollout, to_device_of
+from pyro_gram.sampling.result import Rollout
+from pyro_gram.sampling.rollout import rollout, to_device_of
 from pyro_gram.solver import Solver
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 from pyro_gram.tasks.base import PuzzleSet

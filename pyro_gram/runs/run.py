@@ -183,7 +183,7 @@ def open_run(
 
 def _make_trainer(solver: Solver, processes: ProcessGroup) -> Trainer:
     c, task = solver.config, solver.task
-    stream = TargetStream(task, task.split("train"), c.train.batch, c.seed, c.train.augment)
+    stream = TargetStream(task, task.split("train"), c.train.batch, c.seed, c.train.augment, group=not c.train.act)
     check_batch(stream.batch, processes)
     model, guide = solver.model, solver.guide
     return Trainer(model, guide, stream, c.train, c.optim, c.beta, seed=c.seed, processes=processes)

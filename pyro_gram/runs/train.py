@@ -16,6 +16,7 @@ from pyro_gram.runs.measure import count_trajectories, count_validation_trajecto
 from pyro_gram.runs.run import Run
 from pyro_gram.system.cli import StopOnSignal
 from pyro_gram.system.files import write_json
+from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError
 from pyro_gram.training.loop import train_batches
 from pyro_gram.training.pace import fit_to_minutes, seconds_left
@@ -115,7 +116,8 @@ def train(run: Run, on_evaluate: Validate | None = None) -> None:
                 if trainer.number % c.evaluate_every == 0 or report.is_last:
                     validation = on_evaluate()
                     row |= validation
-                    warning = leak_warning(validation, trainer.progress)
+                    can_judge = trainer.progress >= first_leak_progress(c)
+                    warning = leak_warning(validation) if can_judge else ""
                     if run.processes.is_main and warning and not has_warned:
                         run.phases.print(f"batch {trainer.number}: {warning}")
                         has_warned = True
@@ -171,16 +173,23 @@ def _batches(run: Run) -> Iterator[BatchReport]:
         ) from None
 
 
-def leak_warning(validation: dict[str, float], progress: float) -> str:
-    """Return a warning if the guide, which sees y, is right where the prior is wrong; else an empty text.
+def first_leak_progress(config: TrainConfig) -> float:
+    """Return the share of a run after which a leak can be judged.
 
-    The first quarter of a run gives no warning: the prior has had too little time to learn from the guide.
+    Before that, the prior has had too little time to learn from the guide; and in a run with an on-policy part, which
+    trains the prior on its own trajectories, half of this part must be over.
+    """
+    middle = (1 + config.on_policy_after) / 2 if config.on_policy_depth else 0.0
+    return max(MIN_LEAK_PROGRESS, middle)
+
+
+def leak_warning(validation: dict[str, float]) -> str:
+    """Return a warning if the guide, which sees y, is right where the prior is wrong; else an empty text.
 
     Args:
         validation: accuracies on validation inputs.
-        progress: the share of the run that is over.
     """
-    if progress < MIN_LEAK_PROGRESS or not {"posterior_accuracy", "prior_accuracy"} <= validation.keys():
+    if not {"posterior_accuracy", "prior_accuracy"} <= validation.keys():
         return ""
     from pyro_gram.diagnostics.verdicts import BAD, leak
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -35,37 +36,11 @@ from pyro_gram.inference.terms import is_counted, log_prob_of, per_input, weight
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.draws import INDEPENDENT, DrawScheme
 from pyro_gram.sampling.memory import MAX_TRAJECTORIES
+from pyro_gram.sampling.result import Rollout, broadcast_chunk, concatenate_rollouts
 from pyro_gram.sampling.tempering import NO_TEMPER, Temper, TemperConfig, check_no_temper
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 
-# ---- the result and its settings ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Decoded trajectories of the prior.
-
-    Attributes:
-        tokens: the most probable answer at the end of each trajectory, int64 ``[N, B, L_out]``.
-        score: log p(tokens | h_T), nats, ``[N, B]``; for diffusion models, that of the path to tokens.
-        steps: supervision steps of each trajectory, int64 ``[N, B]``.
-        work: supervision steps of all trajectories of each input, dropped trajectories included, int64 ``[B]``.
-        value: the value head's probability that the answer is right, ``[N, B]``; None without heads.
-        history: the answer after each supervision step, int64 ``[depth, N, B, L_out]``; None if not asked for.
-    """
-
-    tokens: Tensor
-    score: Tensor
-    steps: Tensor
-    work: Tensor
-    value: Tensor | None = None
-    history: Tensor | None = None
-
-    def cpu(self) -> Rollout:
-        """Return a copy on the CPU."""
-        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        cpu_tensors: dict[str, Any] = {name: t if t is None else t.cpu() for name, t in tensors.items()}
-        return Rollout(**cpu_tensors)
+# ---- settings -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -135,6 +110,11 @@ def rollout(
     config = RolloutConfig(depth, history, temper, None if halt == 1 else halt, draws)
     _check_config(config, x)
     size = max(1, max_trajectories // draws.num_proposals(1))
+    spec = getattr(poutine.unwrap(model), "spec", None)
+    order = None
+    if x is not None and spec is not None and spec.padding is not None:
+        order = spec.sizes_of(x).argsort(stable=True)  # inputs of nearly one size run together, with little padding
+        x = x[order]
     inputs = [None] if x is None else list(x.split(max(1, size // num_samples)))
     counts = [min(size, num_samples - start) for start in range(0, num_samples, size)]
     chunks: list[Rollout | None] = []
@@ -144,40 +124,19 @@ def rollout(
                 chunks.append(None)
                 continue
             torch.manual_seed(seed + chunk)
-            chunks.append(result := _run_chunk(model, part, count, config))
+            if order is None or part is None:
+                result = _run_chunk(model, part, count, config)
+            else:
+                cropped_part, _ = spec.crop(part, part)
+                result = _run_chunk(model, cropped_part, count, config).pad(part.shape[-1])
+            chunks.append(result)
             if progress:
                 progress(result.score.numel())
     device = to_device_of(model, torch.empty(0)).device if isinstance(model, nn.Module) else torch.device("cpu")
     parts = [broadcast_chunk(result, chunk % processes.size, processes, device) for chunk, result in enumerate(chunks)]
     rows = [parts[first : first + len(counts)] for first in range(0, len(parts), len(counts))]
-    return _concatenate([_concatenate(row, dim=0) for row in rows], dim=1)
-
-
-def broadcast_chunk(chunk: Rollout | None, owner: int, processes: ProcessGroup, device: torch.device) -> Rollout:
-    """Send a chunk from the process ``owner`` to all others. In the other processes ``chunk`` is None."""
-    if processes.size == 1:
-        assert chunk is not None
-        return chunk
-    names = [f.name for f in fields(Rollout)]
-    tensors = {name: None if chunk is None else getattr(chunk, name) for name in names}
-    mask = None if chunk is None else torch.tensor([tensors[name] is not None for name in names])
-    is_set = processes.broadcast(mask, owner, device).tolist()
-    set_names = [name for name, flag in zip(names, is_set, strict=True) if flag]
-    return Rollout(**{name: processes.broadcast(tensors[name], owner, device) for name in set_names})
-
-
-def _concatenate(parts: list[Rollout], dim: int) -> Rollout:
-    """Join chunks along the trajectories (``dim`` 0) or the inputs (``dim`` 1)."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def concatenate(name: str, dim: int) -> Any:
-        tensors = [getattr(p, name) for p in parts]
-        return None if tensors[0] is None else torch.cat(tensors, dim)
-
-    work = torch.stack([p.work for p in parts]).sum(0) if dim == 0 else torch.cat([p.work for p in parts])
-    columns = {name: concatenate(name, dim) for name in ("tokens", "score", "steps", "value")}
-    return Rollout(**columns, work=work, history=concatenate("history", dim + 1))
+    joined = concatenate_rollouts([concatenate_rollouts(row, dim=0) for row in rows], dim=1)
+    return joined if order is None else joined.select(order.argsort())
 
 
 def _check_halt(halt: float | None, model: Any) -> None:

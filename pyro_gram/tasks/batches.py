@@ -24,6 +24,9 @@ def derive_seed(*key: int) -> int:
     return generator_for(*key).initial_seed() % MAX_SEED
 
 
+GROUP = 16  # batches within whose inputs are sorted by size, so that a batch holds inputs of nearly one size
+
+
 @dataclass(frozen=True)
 class Candidates:
     """A batch of inputs, with every solution of each input.
@@ -45,16 +48,24 @@ class TargetStream:
     An epoch visits the inputs in random order, and draws one solution uniformly at each visit. If the last inputs of
     the order do not fill a batch, the epoch leaves them out. For p(x) an epoch visits the data, and x is None.
 
+    If inputs have several sizes, a batch holds inputs of nearly one size, without the padding that all of them share.
+
     Args:
         task: augments the pairs.
         puzzles: the training split.
         batch: B, the number of pairs in a batch. If the split is smaller, a batch is the whole split.
         seed: seed of the order, the solutions and the augmentation.
         augment: whether to apply the task's symmetries.
+        group: whether a batch holds inputs of nearly one size, without shared padding. If not, all batches have one
+            shape.
     """
 
-    def __init__(self, task: Task, puzzles: PuzzleSet, batch: int, seed: int, augment: bool = True) -> None:
+    def __init__(
+        self, task: Task, puzzles: PuzzleSet, batch: int, seed: int, augment: bool = True, *, group: bool = True
+    ) -> None:
         self.task, self.puzzles, self.seed, self.augment = task, puzzles, seed, augment
+        has_sizes = group and puzzles.inputs is not None and task.spec.padding is not None
+        self.sizes = task.spec.sizes_of(puzzles.inputs) if has_sizes else None  # int64 [N]
         self.size = len(puzzles.solutions) if puzzles.inputs is None else len(puzzles)
         self.batch = min(batch, self.size)
         self.batches_per_epoch = self.size // self.batch
@@ -64,7 +75,7 @@ class TargetStream:
         """Return batch ``number``: x int64 ``[B, *event]`` or None, and y int64 ``[B, L_out]``."""
         epoch, position = divmod(number, self.batches_per_epoch)
         if self._epoch_order is None or self._epoch_order[0] != epoch:
-            self._epoch_order = epoch, torch.randperm(self.size, generator=generator_for(self.seed, 0, epoch))
+            self._epoch_order = epoch, self._order(generator_for(self.seed, 0, epoch))
         index = self._epoch_order[1][position * self.batch : (position + 1) * self.batch]
         generator = generator_for(self.seed, 1, number)
         x: Tensor | None
@@ -72,11 +83,25 @@ class TargetStream:
             x, y = None, self.puzzles.solutions[index].long()
         else:
             x, y = self.puzzles.inputs[index], self.puzzles.sample_targets(index, generator)
+            if self.sizes is not None:
+                x, y = self.task.spec.crop(x, y)
         return self.task.augment(x, y, generator) if self.augment else (x, y)
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Return the order in which an epoch visits the inputs, int64 ``[N]``."""
+        order = torch.randperm(self.size, generator=generator)
+        if self.sizes is None:
+            return order
+        windows = order[: self.batches_per_epoch * self.batch].split(GROUP * self.batch)
+        batches = torch.cat([self._sort_by_size(window) for window in windows]).view(-1, self.batch)
+        return batches[torch.randperm(len(batches), generator=generator)].flatten()
+
+    def _sort_by_size(self, index: Tensor) -> Tensor:
+        return index if self.sizes is None else index[self.sizes[index].argsort(stable=True)]
 
     def candidates(self, number: int) -> Candidates:
         """Return a random batch of inputs, not augmented, with all solutions of each input. Like a batch of pairs, it
-        depends only on the seed and the number.
+        depends only on the seed and the number. Inputs of which only some solutions are known are left out.
 
         Raises:
             ConfigError: the task has no input, or does not list every solution.
@@ -84,13 +109,22 @@ class TargetStream:
         puzzles = self.puzzles
         if puzzles.inputs is None:
             raise ConfigError("train.on_policy_depth needs a task with inputs: set it to 0 for p(x)")
-        if not puzzles.has_all_solutions:
+        rows = puzzles.complete_rows
+        if not len(rows):
             raise ConfigError(
                 "train.on_policy_depth needs every solution of every input, and this task lists only some: set it to 0"
             )
-        index = torch.randint(len(puzzles), (self.batch,), generator=generator_for(self.seed, 2, number))
+        generator = generator_for(self.seed, 2, number)
+        groups = 1 if self.sizes is None else GROUP
+        index = rows[torch.randint(len(rows), (groups * self.batch,), generator=generator)]
+        if self.sizes is not None:
+            group = int(torch.randint(groups, (), generator=generator))
+            index = self._sort_by_size(index).split(self.batch)[group]
         counts = puzzles.num_solutions[index]
         k = torch.arange(int(counts.max()))[:, None]
         mask = k < counts
-        rows = puzzles.offsets[index] + torch.where(mask, k, 0)
-        return Candidates(puzzles.inputs[index], puzzles.solutions[rows].long(), mask)
+        solutions = puzzles.solutions[puzzles.offsets[index] + torch.where(mask, k, 0)].long()
+        x = puzzles.inputs[index]
+        if self.sizes is not None:
+            x, solutions = self.task.spec.crop(x, solutions)
+        return Candidates(x, solutions, mask)

@@ -101,7 +101,7 @@ def train_heads(
     """
     attach_heads(model, model_config, task, config, seed)
     stream = TargetStream(
-        task, task.split("train"), chunk_size(task.spec.positions, config.trajectories), seed, augment
+        task, task.split("train"), chunk_size(task.spec.positions, config.trajectories), seed, augment, group=False
     )
 
     def inputs(number: int) -> Tensor:

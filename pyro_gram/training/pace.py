@@ -21,7 +21,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median
+from statistics import mean, median
 
 import pyro
 import torch
@@ -34,6 +34,7 @@ from pyro_gram.training.report import Pace
 from pyro_gram.training.trainer import Trainer
 
 REPEATS = 3  # number of timed batches of each kind; one more batch before them warms up
+SIZE_REPEATS = 16  # the same, if batches differ in the size of their inputs
 NO_LR = 1e-12  # the copy's learning rate, so small that updates hardly change the copy
 
 
@@ -139,14 +140,19 @@ def measure_pace(trainer: Trainer, monitor: Callable[[], object] | None = None) 
 
 
 def _time_batches(trial: Trainer, config: TrainConfig) -> float:
-    """Return the seconds that a batch takes under ``config``: the median of a few batches."""
+    """Return the seconds that a batch takes under ``config``: the median of a few batches.
+
+    If batches differ in the size of their inputs, this is the mean of more batches.
+    """
     trial.config = config
 
     def train() -> None:
         with pyro.validation_enabled(False), matmul_precision(config.precision, trial.device):
             trial.train_batch(*trial.batches(trial.number))
 
-    return median([_time_call(train) for _ in range(1 + REPEATS)][1:])
+    has_sizes = getattr(trial.batches, "sizes", None) is not None
+    seconds = [_time_call(train) for _ in range(1 + (SIZE_REPEATS if has_sizes else REPEATS))][1:]
+    return mean(seconds) if has_sizes else median(seconds)
 
 
 def _time_call(function: Callable[[], object]) -> float:
