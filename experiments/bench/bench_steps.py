@@ -116,14 +116,14 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.opti
     updates = count()
 
     def step() -> float:
-        e_x, code = model.encoder(x), guide.answer(y)
+        e_x, code = model.encode(x), guide.answer(y)
         code = nn.functional.pad(code, (0, 0, e_x.shape[-2] - code.shape[-2], 0))
         h, l = model.h0.expand_as(e_x), model.l0.expand_as(e_x)
         loss = torch.zeros(())
         for t in range(T):
             is_charged = not model.config.truncated or t == T - 1
             with torch.set_grad_enabled(is_charged):
-                u, l = model.core(LatentState(h, l), e_x)
+                u, l = model.propose(LatentState(h, l), e_x)
                 loc, scale = guide.head(torch.cat((u, code), -1))
                 if is_charged:
                     q = scale_gradient(Normal(loc, scale, validate_args=False), 1 - balance)
@@ -131,7 +131,7 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.opti
                     p = scale_gradient(Normal(loc_p, scale_p, validate_args=False), balance)
                     loss = loss + kl_divergence(q, p).sum() / len(y)
                 h = u + loc + scale * torch.randn_like(loc)
-        logits = model.decoder(h)
+        logits = model.open_values(model.decoder(h))
         loss = loss - Categorical(logits=logits, validate_args=False).log_prob(y).sum() / len(y)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, config.clip)
