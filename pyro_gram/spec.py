@@ -38,6 +38,14 @@ class Structure:
     mask: Tensor | None = None
     values: Tensor | None = None
 
+    def indicators(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return each relation as 1 for a visible position, else 0; -inf if it is padding, ``[..., R, L, L]``."""
+        indicators = self.relations.to(dtype)
+        if self.mask is None:
+            return indicators
+        is_other = ~torch.eye(self.mask.shape[-1], dtype=torch.bool, device=self.mask.device)
+        return indicators.masked_fill((~self.mask[..., None, :] & is_other)[..., None, :, :], -torch.inf)
+
     def attention_bias(self, heads: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return what is added to the attention scores, ``[..., heads, L, L]``: 0 for a visible position, else -inf.
 

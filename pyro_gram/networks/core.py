@@ -18,9 +18,10 @@ from torch.compiler import is_compiling
 
 from pyro_gram.checks import AT_LEAST_1, check_choice, check_range
 from pyro_gram.errors import ConfigError
-from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, FusedRotaryAttention, on_cpu
+from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, FusedRotaryAttention, on_cpu, plain_forms
 
-MIXERS = ("attention", "swiglu", "relations")
+MIXERS = ("attention", "swiglu", "relations", "relation_terms")
+MAX_RELATIONS = 8  # the most relations of a task, for learned terms
 SCALE_FLOOR = 1e-3  # the least sigma; it keeps log sigma and the KL finite in float32
 
 
@@ -45,8 +46,9 @@ class CoreConfig:
         hidden: width of each layer's SwiGLU.
         layers: layers of f_L, and of f_H.
         mixer: how positions are mixed: ``attention`` (with rotary positions), ``swiglu`` (over positions; for Sudoku),
-            or ``relations``: attention without positions, in which each head sees one relation of the task. Only
-            ``relations`` works for inputs of several sizes.
+            ``relations``: attention without positions, in which each head sees one relation of the task; or
+            ``relation_terms``: the same, but all heads see all positions, and add a learned term for each relation to
+            their scores. Only the last two work for inputs of several sizes.
         low_steps: K, applications of f_L in a transition.
     """
 
@@ -193,6 +195,24 @@ class RotaryAttention(nn.Module):
         return self.out(attention.transpose(1, 2).reshape(*batch, L, D))
 
 
+class TermAttention(RotaryAttention):
+    """Attention in which each head adds a learned term for each relation to its scores.
+
+    The terms start at 0, so that at first no relation matters.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(0, width, heads)
+        self.terms = nn.Parameter(torch.zeros(heads, MAX_RELATIONS))
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attend. ``bias`` is 0 or 1 in each relation, and -inf at padding, ``[..., R, L, L]``."""
+        assert bias is not None
+        terms = torch.einsum("hr,...rij->...hij", self.terms[:, : bias.shape[-3]], bias.clamp(min=0))
+        with plain_forms():  # the fused form has no gradient for its bias
+            return super().forward(x, terms + bias.amax(-3, keepdim=True).clamp(max=0))
+
+
 def rotate(pairs: Tensor, rotation: Tensor) -> Tensor:
     """Rotate pairs of channels ``[..., 2]`` by angles whose cosine and sine are ``rotation`` ``[..., 2]``."""
     is_exact = pairs.dtype == rotation.dtype and pairs.dtype in (torch.float32, torch.float64)
@@ -229,7 +249,7 @@ class Stack(nn.Sequential):
 def make_stack(
     mixer: str, layers: int, length: int, width: int, heads: int, hidden: int, prefix: int | None = None
 ) -> Stack:
-    """Make ``layers`` blocks that mix positions by ``"attention"``, ``"swiglu"`` or ``"relations"``.
+    """Make ``layers`` blocks that mix positions in one of the ways of :attr:`CoreConfig.mixer`.
 
     Args:
         prefix: as for :class:`RotaryAttention`; only for ``"attention"``.
@@ -242,6 +262,8 @@ def make_stack(
     def make_mixer() -> nn.Module:
         if mixer == "swiglu":
             return PositionSwiGLU(length, hidden)
+        if mixer == "relation_terms":
+            return TermAttention(width, heads)
         return RotaryAttention(0 if mixer == "relations" else length, width, heads, prefix=prefix)
 
     return Stack(*(Block(make_mixer(), width, hidden) for _ in range(layers)))

@@ -24,7 +24,7 @@ def uses_relations(mixer: str, spec: TaskSpec, heads: int = 0, prefix: int = 0) 
     """Return whether networks with this mixer read the structure of inputs.
 
     Args:
-        mixer: ``attention``, ``swiglu`` or ``relations``.
+        mixer: how positions are mixed (``networks.core.CoreConfig``).
         spec: the shapes of the task.
         heads: attention heads of each layer; 0 if the caller has none.
         prefix: positions of zeros before the input.
@@ -32,15 +32,15 @@ def uses_relations(mixer: str, spec: TaskSpec, heads: int = 0, prefix: int = 0) 
     Raises:
         ConfigError: mixer and task do not fit together.
     """
-    if mixer != "relations":
+    if mixer not in ("relations", "relation_terms"):
         if spec.padding is not None or spec.has_value_positions:
             raise ConfigError(f"inputs of several sizes, or of squares, need --model.mixer relations, not {mixer}")
         return False
     if spec.structure is None:
-        raise ConfigError("mixer relations needs a task whose inputs have relations: use --model.mixer attention")
+        raise ConfigError(f"mixer {mixer} needs a task whose inputs have relations: use --model.mixer attention")
     if prefix:
-        raise ConfigError("mixer relations takes no positions before the input: set model.prefix to 0")
-    if 0 < heads < spec.relations:
+        raise ConfigError(f"mixer {mixer} takes no positions before the input: set model.prefix to 0")
+    if mixer == "relations" and 0 < heads < spec.relations:
         raise ConfigError(
             f"{heads} heads cannot see the {spec.relations} relations of this task: raise model.heads to "
             f"{spec.relations} or more"
@@ -49,11 +49,12 @@ def uses_relations(mixer: str, spec: TaskSpec, heads: int = 0, prefix: int = 0) 
 
 
 class RelationalModule(nn.Module):
-    """Base class of models that read the structure of their inputs, if ``config.mixer`` is ``relations``.
+    """Base class of models that read the structure of their inputs, if ``config.mixer`` asks for relations.
 
     Attributes:
         structure: the structure of the inputs of this call; None with another mixer.
-        bias: the bias on attention scores that follows from it, ``[..., heads, L, L]``, or None.
+        bias: what attention learns of the structure, ``[..., heads, L, L]``, or ``[..., R, L, L]`` for learned terms; or
+            None.
     """
 
     structure: Structure | None = None
@@ -70,7 +71,10 @@ class RelationalModule(nn.Module):
             return
         assert self.spec.structure is not None
         self.structure = self.spec.structure(x)
-        self.bias = self.structure.attention_bias(self.config.heads)
+        if self.config.mixer == "relations":
+            self.bias = self.structure.attention_bias(self.config.heads)
+        else:
+            self.bias = self.structure.indicators()
 
     @property
     def mask(self) -> Tensor | None:
