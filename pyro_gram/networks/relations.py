@@ -53,8 +53,7 @@ class RelationalModule(nn.Module):
 
     Attributes:
         structure: the structure of the inputs of this call; None with another mixer.
-        bias: what attention learns of the structure, ``[..., heads, L, L]``, or ``[..., R, L, L]`` for learned terms; or
-            None.
+        bias: what attention gets of the structure, ``[..., heads, L, L]``, or ``[..., R, L, L]`` for learned terms.
     """
 
     structure: Structure | None = None
