@@ -1,0 +1,295 @@
+"""Measure checkpoints on inputs of many sizes, also sizes that training never saw, beside a greedy and an exact solver.
+
+``python experiments/studies/sizes.py CHECKPOINT [CHECKPOINT ...]``: checkpoints of one task (colouring or queens) that
+differ in their seed. Graphs are also coloured by DSATUR (networkx), and graphs and boards solved by python-sat. The
+exact solver is faster on all of them; it returns one answer, and no frequencies.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import networkx as nx
+import numpy as np
+
+import pyro_gram
+from experiments.tables.cells import mean_and_sd, write_markdown
+from pyro_gram.answers import Answers
+from pyro_gram.diagnostics.metrics import coverage_limit
+from pyro_gram.errors import UserError
+from pyro_gram.solver import Solver
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import check_writable, write_json
+from pyro_gram.system.machine import environment
+
+HERE = Path(__file__).parent
+NUM_SAMPLES, SEED = 20, 1
+RANDOM_SIZES, TIMED_SIZE = (16, 24, 32), 32
+QUEENS_SIZES = (11, 12, 14, 16)  # boards that training never saw
+PLANTED_VERTICES, PLANTED_DEGREES = 20, {4: 7.0, 5: 10.0}  # mean degree of planted graphs by number of colours
+
+
+@dataclass(frozen=True)
+class Group:
+    """Inputs that are measured together.
+
+    Attributes:
+        name: the name of the group, a row of the table.
+        inputs: graphs, or texts of boards.
+        colors: the number of colours; 0 for boards.
+    """
+
+    name: str
+    inputs: list[Any]
+    colors: int = 0
+
+
+# ---- graphs ------------------------------------------------------------------------------------------------------
+
+
+def coloring_groups(solver: Solver, count: int) -> Iterator[Group]:
+    """Yield unseen test graphs by size, larger random graphs, planted graphs, and graphs with names."""
+    test = solver.task.split("test")
+    assert test.inputs is not None
+    sizes = solver.task.spec.sizes_of(test.inputs)
+    for n in sizes.unique().tolist():
+        rows = test.inputs[sizes == n][:count]
+        texts = [solver.task.format_input(x) for x in rows]
+        yield Group(f"random, {n} vertices", [nx.from_graph6_bytes(text.encode()) for text in texts], 3)
+    for n in RANDOM_SIZES:
+        yield Group(f"random, {n} vertices", random_colorable_graphs(n, count), 3)
+    for k, degree in PLANTED_DEGREES.items():
+        graphs = [planted_graph(np.random.default_rng((SEED, k, i)), k, degree) for i in range(count)]
+        yield Group(f"planted, {PLANTED_VERTICES} vertices, {k} colours", graphs, k)
+    for name, graph, k in named_graphs():
+        yield Group(name, [graph], k)
+
+
+def random_colorable_graphs(n: int, count: int) -> list[nx.Graph]:
+    """Draw graphs from G(n, 4/n) until ``count`` of them have three colours enough, by the exact solver."""
+    graphs: list[nx.Graph] = []
+    number = 0
+    while len(graphs) < count:
+        graph = nx.gnp_random_graph(n, 4 / n, seed=1_000_003 * n + number)
+        number += 1
+        if exact_coloring(graph, 3):
+            graphs.append(graph)
+    return graphs
+
+
+def planted_graph(rng: np.random.Generator, colors: int, degree: float) -> nx.Graph:
+    """Draw a random colouring, then edges between vertices of different colours, of this mean degree."""
+    color = rng.integers(colors, size=PLANTED_VERTICES)
+    is_allowed = np.triu(color[:, None] != color, 1)
+    probability = min(1.0, degree * PLANTED_VERTICES / 2 / is_allowed.sum())
+    edges = np.argwhere(is_allowed & (rng.random(is_allowed.shape) < probability))
+    graph = nx.empty_graph(PLANTED_VERTICES)
+    graph.add_edges_from(edges.tolist())
+    return graph
+
+
+def named_graphs() -> Iterator[tuple[str, nx.Graph, int]]:
+    """Yield well-known graphs with the number of colours that they need, at least 3."""
+    yield "Petersen graph", nx.petersen_graph(), 3
+    yield "Grötzsch graph (Mycielski, 11 vertices)", nx.mycielski_graph(4), 4
+    yield "Mycielski graph, 23 vertices", nx.mycielski_graph(5), 5
+    yield "grid 5 x 5", nx.convert_node_labels_to_integers(nx.grid_2d_graph(5, 5)), 3
+    squares = [(r, c) for r in range(5) for c in range(5)]
+    queens = nx.Graph(
+        (a, b)
+        for i, a in enumerate(squares)
+        for b in squares[:i]
+        if a[0] == b[0] or a[1] == b[1] or abs(a[0] - b[0]) == abs(a[1] - b[1])
+    )
+    yield "queen graph 5 x 5", nx.convert_node_labels_to_integers(queens), 5
+
+
+def exact_coloring(graph: nx.Graph, colors: int) -> bool:
+    """Return whether a graph can be coloured, by python-sat."""
+    from pysat.solvers import Cadical153
+
+    index = {vertex: i for i, vertex in enumerate(graph)}
+    with Cadical153() as sat:
+        for i in index.values():
+            sat.add_clause([1 + i * colors + c for c in range(colors)])
+        for u, v in graph.edges:
+            for c in range(colors):
+                sat.add_clause([-(1 + index[u] * colors + c), -(1 + index[v] * colors + c)])
+        return bool(sat.solve())
+
+
+def dsatur(graph: nx.Graph, colors: int) -> bool:
+    """Return whether the greedy colouring DSATUR needs no more than these colours."""
+    return max(nx.greedy_color(graph, strategy="DSATUR").values()) < colors
+
+
+# ---- boards ------------------------------------------------------------------------------------------------------
+
+
+def queens_groups(solver: Solver, count: int) -> Iterator[Group]:
+    """Yield unseen test boards by size, and boards of sizes that training never saw."""
+    test = solver.task.split("test")
+    assert test.inputs is not None
+    sizes = solver.task.spec.sizes_of(test.inputs)
+    for n in sizes.unique().tolist():
+        yield Group(f"{n} rows", [solver.task.format_input(x) for x in test.inputs[sizes == n][:count]])
+    task: Any = solver.task
+    for n in QUEENS_SIZES:
+        boards = task.fresh_boards(n, count, SEED)
+        yield Group(f"{n} rows, never trained", [task.format_input(x) for x in boards.inputs])
+
+
+def exact_queens(text: str) -> bool:
+    """Return whether a board can be completed, by python-sat."""
+    from pysat.card import CardEnc, EncType
+    from pysat.solvers import Cadical153
+
+    rows = text.split("/")
+    n = len(rows)
+    squares = [(r, c) for r in range(n) for c in range(n)]
+    families: list[Callable[[int, int], int]] = [lambda r, c: r, lambda r, c: c, lambda r, c: r + c, lambda r, c: r - c]
+    top = n * n
+    with Cadical153() as sat:
+        for k, family in enumerate(families):
+            lines: dict[int, list[int]] = {}
+            for r, c in squares:
+                lines.setdefault(family(r, c), []).append(1 + r * n + c)
+            for line in lines.values():
+                encode = CardEnc.equals if k < 2 else CardEnc.atmost
+                clauses = encode(line, 1, top_id=top, encoding=EncType.seqcounter)
+                top = max(top, clauses.nv)
+                for clause in clauses.clauses:
+                    sat.add_clause(clause)
+        return bool(sat.solve(assumptions=[1 + r * n + c for r, c in squares if rows[r][c] == "Q"]))
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------------
+
+
+def measure_group(solver: Solver, group: Group) -> dict[str, Any]:
+    """Sample answers to the inputs of a group, and run the other solvers on them."""
+    settings: dict[str, Any] = {"num_samples": NUM_SAMPLES, "seed": SEED, "halt": 1}
+    if group.colors:
+        settings["colors"] = group.colors
+    start = time.perf_counter()
+    answers = solver.solve(group.inputs, **settings)
+    row: dict[str, Any] = {
+        "inputs": len(group.inputs),
+        "right": mean(sum(a.count for a in one.solutions if a.valid) / NUM_SAMPLES for one in answers),
+        "solved": mean(bool(one.distinct_valid) for one in answers),
+        "seconds_per_input": (time.perf_counter() - start) / len(answers),
+    }
+    row |= _coverage(answers)
+    if group.colors:
+        row |= _time_baseline("dsatur", group.inputs, lambda graph: dsatur(graph, group.colors))
+        row |= _time_baseline("exact", group.inputs, lambda graph: exact_coloring(graph, group.colors))
+    else:
+        row |= _time_baseline("exact", group.inputs, exact_queens)
+    return row
+
+
+def _coverage(answers: list[Answers]) -> dict[str, float]:
+    """Return the mean coverage and its limit, if the solutions of all inputs can be counted."""
+    totals = [one.total for one in answers]
+    if any(total is None for total in totals):
+        return {}
+    import torch
+
+    counts = torch.tensor([int(total or 0) for total in totals])
+    coverage = mean((one.distinct_valid or 0) / (one.total or 1) for one in answers)
+    limit = coverage_limit(counts, NUM_SAMPLES).mean().item()
+    return {"coverage": coverage, "coverage_limit": limit, "coverage_ratio": coverage / limit}
+
+
+def _time_baseline(name: str, inputs: list[Any], solve: Callable[[Any], bool]) -> dict[str, float]:
+    start = time.perf_counter()
+    solved = [solve(one) for one in inputs]
+    return {f"{name}_solved": mean(solved), f"{name}_seconds": (time.perf_counter() - start) / len(inputs)}
+
+
+def time_single_inputs(solver: Solver, group: Group, repeats: int = 5) -> float:
+    """Return the median seconds of one call for one input."""
+    settings: dict[str, Any] = {"colors": group.colors} if group.colors else {}
+    seconds = []
+    for one in (group.inputs * repeats)[: repeats + 1]:
+        start = time.perf_counter()
+        solver.solve([one], num_samples=NUM_SAMPLES, **settings)
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
+
+
+def measure_checkpoint(path: Path, count: int) -> dict[str, Any]:
+    """Measure one checkpoint on all groups of its task."""
+    solver = pyro_gram.load(path)
+    makers = {"coloring": coloring_groups, "nqueens": queens_groups}
+    name = solver.config.names["task"]
+    if name not in makers:
+        raise UserError(f"{path} is of the task {name}: this study is of {' and '.join(makers)}")
+    study: dict[str, Any] = {"task": name, "seed": solver.config.seed, "depth": solver.config.depth, "groups": {}}
+    for group in makers[name](solver, count):
+        study["groups"][group.name] = row = measure_group(solver, group)
+        print(f"{group.name}: {row['right']:.3f} right, {row['solved']:.3f} solved", file=sys.stderr, flush=True)
+        if group.name == f"random, {TIMED_SIZE} vertices":
+            study["single_seconds"] = time_single_inputs(solver, group)
+    return study
+
+
+def table(studies: dict[str, Any]) -> str:
+    """Return the table of a task: means over checkpoints, with standard deviations."""
+    runs = list(studies.values())
+    lines = [
+        "| inputs | number | right samples | solved by one of 20 | coverage (limit) | DSATUR solves | its ms | exact, ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in runs[0]["groups"].items():
+        rows = [run["groups"][name] for run in runs]
+        coverage = ""
+        if "coverage" in row:
+            coverage = f"{mean_and_sd([r['coverage'] for r in rows])} ({row['coverage_limit']:.3f})"
+        greedy = (
+            [f"{row['dsatur_solved']:.3f}", f"{1000 * row['dsatur_seconds']:.1f}"]
+            if "dsatur_solved" in row
+            else ["", ""]
+        )
+        cells = [
+            name,
+            str(row["inputs"]),
+            mean_and_sd([r["right"] for r in rows]),
+            mean_and_sd([r["solved"] for r in rows]),
+            coverage,
+            *greedy,
+            f"{1000 * row['exact_seconds']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("sizes.py", description=__doc__)
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".safetensors, or a run")
+    parser.add_argument("--inputs", type=int, default=100, metavar="B", help="inputs of each group (default 100)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="default: sizes_TASK.json beside this script")
+    arguments = parser.parse_args(argv)
+    if arguments.inputs < 1:
+        raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
+    if arguments.out is not None:
+        check_writable(arguments.out)
+    studies = {str(path): measure_checkpoint(path, arguments.inputs) for path in arguments.checkpoints}
+    tasks = {study["task"] for study in studies.values()}
+    if len(tasks) > 1:
+        raise UserError(f"checkpoints of several tasks ({', '.join(sorted(tasks))}): give those of one task")
+    out = arguments.out or HERE / f"sizes_{tasks.pop()}.json"
+    write_json(out, {"checkpoints": studies, "inputs": arguments.inputs, "environment": environment()})
+    write_markdown(out, table(studies))
+    print(f"results: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))
