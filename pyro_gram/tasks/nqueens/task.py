@@ -10,83 +10,33 @@ all its images) are held out, and no completion of a test input was ever an answ
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range, check_seed
-from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.errors import InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.advice import suggest_checkpoint
-from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, check_split
+from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.held_out import InputSet, replace_unless_held_out
-from pyro_gram.tasks.nqueens.boards import (
-    all_solutions,
-    board_lines,
-    board_symmetries,
-    completions,
-    one_completion,
-    orbit_numbers,
-    random_solutions,
-)
-from pyro_gram.tasks.nqueens.text import parse_queens, split_queens
+from pyro_gram.tasks.nqueens import squares
+from pyro_gram.tasks.nqueens.boards import all_solutions, board_lines, board_symmetries
+from pyro_gram.tasks.nqueens.config import MAX_ENUMERATED_SIZE, NQueensConfig
+from pyro_gram.tasks.nqueens.splits import make_splits
+from pyro_gram.tasks.nqueens.text import MIN_SIZE, parse_queens, split_queens
 from pyro_gram.tasks.terminal import WIDTH, mark_mistake, nearest_colour, painter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MAX_ENUMERATED_SIZE = 12  # 12 queens have 14,200 solutions; inputs of larger boards are listed with one solution
-TRAIN_SHARE = 0.85
-TEST_ORBIT_SHARE = 0.15  # share of the orbits in the test split; validation has half as many
 EMPTY, QUEEN = 1, 2  # tokens of the cell layout; 0 is the paper's padding
 INPUT_COLOR, ADDED_COLOR, MISTAKE_COLOR = "#222222", "#0072B2", "#C00000"
 SQUARE_COLORS = ("#EEEEEE", "#D0D0D0")  # in a terminal
-
-
-@dataclass(frozen=True)
-class NQueensConfig:
-    """Settings of the boards and their layout as tokens.
-
-    Attributes:
-        size: n, the number of rows. Up to n = 12, every solution of every input is listed. For larger n, one solution
-            is listed, and coverage is not measured.
-        min_queens, max_queens: fewest and most queens of an input (the paper removes 5 to 7 of 8, or 7 to 9 of 10).
-        split_by: ``input``: the inputs are split 85:15, as in the paper. ``orbit``: the solutions are split, each with
-            its images (n from 7 to 12), and an input whose completions lie in several splits is left out.
-        layout: ``row``: one token for each row, 0 (blank) or 1 + column; answers are columns. ``cell`` (the paper's):
-            one token for each square, 1 (empty) or 2 (queen).
-        validation: number of validation inputs, taken from the training part (85 %); with ``orbit``, at most
-            this many inputs are taken from the validation orbits.
-        solutions: number of random solutions to draw when there are too many to enumerate (n > 12).
-        data_seed: seed of the split; runs with equal seeds can be compared.
-    """
-
-    size: int = 8
-    min_queens: int = 1
-    max_queens: int = 3
-    split_by: str = "input"
-    layout: str = "row"
-    validation: int = 128
-    solutions: int = 5000
-    data_seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_range(self, size=(4, 64), min_queens=AT_LEAST_0, validation=AT_LEAST_1, solutions=(100, 1_000_000))
-        check_range(self, max_queens=(self.min_queens, self.size))
-        check_choice("layout", self.layout, ("row", "cell"))
-        check_choice("split_by", self.split_by, ("input", "orbit"))
-        if self.split_by == "orbit" and self.size > MAX_ENUMERATED_SIZE:
-            raise ConfigError(
-                f"split_by = orbit needs every solution, known up to size = {MAX_ENUMERATED_SIZE}, not {self.size}: "
-                "lower size, or set split_by = input"
-            )
-        check_seed(self.data_seed, "data_seed")
 
 
 @TASKS.register("nqueens")
@@ -100,13 +50,30 @@ class NQueens(Task):
     def __init__(self, config: NQueensConfig, data_dir: str | None = None) -> None:
         self.config = config
         n = self.n = config.size
-        self.paper_name = f"nqueens{n}" if config.split_by == "input" else ""  # the paper has no other split
-        if config.layout == "row":
+        self.has_squares = config.layout == "square"
+        is_in_paper = config.split_by == "input" and len(config.sizes) == 1
+        self.paper_name = f"nqueens{n}" if is_in_paper else ""
+        if self.has_squares:
+            self.spec = TaskSpec(
+                n,
+                None,
+                squares.VOCABULARY,
+                n,
+                n,
+                structure=squares.square_structure,
+                relations=squares.RELATIONS,
+                padding=squares.PADDING,
+                has_value_positions=True,
+            )
+        elif config.layout == "row":
             self.spec = TaskSpec(n, None, n + 1, n, n)
         else:
             self.spec = TaskSpec(n * n, None, 3, n * n, 3)
-        self._lines = board_lines(n)
-        self._symmetries = board_symmetries(n)
+
+    @property
+    def max_positions(self) -> int:
+        """The tokens of the largest input that the task reads. It may be larger than all inputs of the splits."""
+        return squares.MAX_SIZE if self.has_squares else self.spec.input_length
 
     # ---- layouts -----------------------------------------------------------------------------------------------
 
@@ -123,32 +90,37 @@ class NQueens(Task):
         return columns
 
     def board(self, x: Tensor) -> Tensor:
-        """Return the queens of an input: bool ``[..., n, n]``."""
+        """Return the queens of an input: bool ``[..., n, n]``; padding has no queens."""
         if self.config.layout == "cell":
             return (x == QUEEN).unflatten(-1, (self.n, self.n))
-        return torch.arange(1, self.n + 1) == x[..., None]
+        return torch.arange(1, x.shape[-1] + 1) == x[..., None]
 
-    def answer_board(self, y: Tensor) -> Tensor:
-        """Return the queens of an answer: bool ``[..., n, n]``."""
+    def answer_board(self, y: Tensor, x: Tensor | None = None) -> Tensor:
+        """Return the queens of an answer: bool ``[..., n, n]``. Without x the answer has no padding."""
         if self.config.layout == "cell":
             return (y == QUEEN).unflatten(-1, (self.n, self.n))
-        return torch.arange(self.n) == y[..., None]
+        queens = torch.arange(y.shape[-1]) == y[..., None]
+        return queens & squares.squares_on_board(x) if self.has_squares and x is not None else queens
+
+    def sizes(self, x: Tensor) -> Tensor:
+        """Return the number of rows of each input, int64 ``[...]``."""
+        return squares.board_sizes(x) if self.has_squares else torch.full(x.shape[:-1], self.n)
 
     # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Count pairs of queens on one line, queens of x that y lacks, and queens missing from a total of n."""
         assert x is not None
-        queens = self.answer_board(y)
-        counts = queens.flatten(-2).float() @ self._lines.T  # [..., lines]
+        queens = self.answer_board(y, x)
+        counts = queens.flatten(-2).float() @ board_lines(queens.shape[-1]).T  # [..., lines]
         attacks = (counts * (counts - 1) / 2).sum(-1).long()
         num_removed = (self.board(x) & ~queens).flatten(-2).sum(-1)
-        num_missing = (self.n - queens.flatten(-2).sum(-1)).clamp(min=0)
+        num_missing = (self.sizes(x) - queens.flatten(-2).sum(-1)).clamp(min=0)
         return attacks + num_removed + num_missing
 
     def difficulty(self, x: Tensor) -> Tensor:
         """Count the queens to place, int64 ``[...]``."""
-        return self.n - self.board(x).flatten(-2).sum(-1)
+        return self.sizes(x) - self.board(x).flatten(-2).sum(-1)
 
     # ---- data --------------------------------------------------------------------------------------------------
 
@@ -158,49 +130,8 @@ class NQueens(Task):
 
     @cached_property
     def _splits(self) -> dict[str, PuzzleSet]:
-        c = self.config
-        rng = np.random.default_rng(c.data_seed)
-        if c.size <= MAX_ENUMERATED_SIZE:
-            puzzles = completions(all_solutions(c.size), c.min_queens, c.max_queens)
-        else:
-            solutions = random_solutions(rng, c.size, c.solutions)
-            puzzles = one_completion(solutions, rng, c.min_queens, c.max_queens)
-        split = self._split_by_orbit if c.split_by == "orbit" else self._split_by_input
-        return {name: self._to_layout(part) for name, part in split(puzzles, rng).items()}
-
-    def _split_by_input(self, puzzles: PuzzleSet, rng: np.random.Generator) -> dict[str, PuzzleSet]:
-        validation = self.config.validation
-        order = torch.from_numpy(rng.permutation(len(puzzles)))
-        train = int(TRAIN_SHARE * len(puzzles))
-        if validation >= train:
-            raise ConfigError(f"validation = {validation} leaves nothing of the {train} training inputs: lower it")
-        bounds = {"validation": (0, validation), "train": (validation, train), "test": (train, len(puzzles))}
-        return {name: puzzles.select(order[a:b]) for name, (a, b) in bounds.items()}
-
-    def _split_by_orbit(self, puzzles: PuzzleSet, rng: np.random.Generator) -> dict[str, PuzzleSet]:
-        """Divide the orbits among the splits. A split has the inputs whose completions all lie in its orbits."""
-        orbit = orbit_numbers(puzzles.solutions)
-        count = int(orbit.max()) + 1
-        test = max(1, round(TEST_ORBIT_SHARE * count))
-        validation = max(1, test // 2)
-        if test + validation >= count:
-            raise ConfigError(
-                f"{self.n} queens have {count} orbit(s) of solutions, too few for split_by = orbit: "
-                "set size = 7 or larger, or split_by = input"
-            )
-        split_of_orbit = torch.full((count,), SPLITS.index("train"))
-        order = torch.from_numpy(rng.permutation(count))
-        split_of_orbit[order[:test]] = SPLITS.index("test")
-        split_of_orbit[order[test : test + validation]] = SPLITS.index("validation")
-        input_of_solution = torch.arange(len(puzzles)).repeat_interleave(puzzles.num_solutions)
-        splits = {}
-        for i, name in enumerate(SPLITS):
-            is_in_split = (split_of_orbit[orbit] == i).long()
-            counts = torch.zeros(len(puzzles), dtype=torch.long).index_add_(0, input_of_solution, is_in_split)
-            index = (counts == puzzles.num_solutions).nonzero().flatten()
-            index = index[torch.from_numpy(rng.permutation(len(index)))]
-            splits[name] = puzzles.select(index[: self.config.validation] if name == "validation" else index)
-        return splits
+        splits = make_splits(self.config)
+        return splits if self.has_squares else {name: self._to_layout(part) for name, part in splits.items()}
 
     def _to_layout(self, puzzles: PuzzleSet) -> PuzzleSet:
         """Convert inputs and solutions from lists of columns to the tokens of the task's layout."""
@@ -217,19 +148,30 @@ class NQueens(Task):
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Apply a random symmetry of the board to each pair; a pair whose image is held out stays unchanged."""
         assert x is not None
-        cells = self._symmetries[torch.randint(8, (len(y),), generator=generator)]  # [B, n * n]
+        length = x.shape[-1]
+        index = torch.randint(8, (len(y),), generator=generator)
+        if self.has_squares:
+            x, y = squares.pad_inputs(x, self.n), squares.pad_answers(y, self.n)
+            cells = squares.padded_symmetries(self.n)[self.sizes(x), index]  # [B, n * n]
+        else:
+            cells = board_symmetries(self.n)[index]
         image_x = self.board(x).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
-        image_y = self.answer_board(y).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
+        image_y = self.answer_board(y, x).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
         images = self.encode(image_x), self.encode_answer(image_y.long().argmax(-1))
-        return replace_unless_held_out(self._held_out, x, y, *images)
+        if not self.has_squares:
+            return replace_unless_held_out(self._held_out, x, y, *images)
+        image = images[0].masked_fill(x == squares.PADDING, squares.PADDING)
+        x, y = replace_unless_held_out(self._held_out, x, y, image, images[1])
+        return x[..., :length], y[..., :length]
 
     # ---- text and picture --------------------------------------------------------------------------------------
 
     def parse(self, text: str) -> Tensor:
         """Parse a board given as rows of squares or as a list of columns (see ``tasks.nqueens.text``)."""
-        n = self.n
+        rows = parse_queens(text, self._readable_sizes, self._check_size)
+        n = len(rows)
         board = torch.zeros(n, n, dtype=torch.bool)
-        for row, columns in enumerate(parse_queens(text, n, self._check_size)):
+        for row, columns in enumerate(rows):
             board[row, columns] = True
         queens = board.nonzero().tolist()
         for (r1, c1), (r2, c2) in itertools.combinations(queens, 2):
@@ -240,41 +182,54 @@ class NQueens(Task):
         x = self.encode(board)
         if self.count_solutions(x) == 0:
             raise InputError("these queens cannot be completed (checked against every solution): no answer exists")
-        return x
+        return squares.pad_inputs(x, max(n, self.n)) if self.has_squares else x
+
+    @property
+    def _readable_sizes(self) -> range:
+        """The numbers of rows of the boards that :meth:`parse` reads."""
+        return range(MIN_SIZE, squares.MAX_SIZE + 1) if self.has_squares else range(self.n, self.n + 1)
 
     def _check_size(self, rows: int) -> None:
-        if rows != self.n:
-            raise InputError(
-                f"the board has {rows} rows; this task has size = {self.n}: {suggest_checkpoint(self, 'size', rows)}"
-            )
+        if rows in self._readable_sizes:
+            return
+        if self.has_squares:
+            raise InputError(f"the board has {rows} rows; this task reads boards of {MIN_SIZE} to {squares.MAX_SIZE}")
+        raise InputError(
+            f"the board has {rows} rows; this task has size = {self.n}: {suggest_checkpoint(self, 'size', rows)}"
+        )
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:
-        return split_queens(text, self.n)
+        return split_queens(text, self._readable_sizes)
 
     def count_solutions(self, x: Tensor) -> int | None:
         """Count all completions; None if the board is so large that its solutions are not enumerated."""
-        if self.n > MAX_ENUMERATED_SIZE:
+        n = int(self.sizes(x))
+        if n > MAX_ENUMERATED_SIZE:
             return None
-        board = self.board(x)
+        board = self._one_board(self.board(x), x)
         columns = torch.where(board.any(1), board.long().argmax(1), -1)
-        return int(((columns < 0) | (all_solutions(self.n) == columns)).all(1).sum())
+        return int(((columns < 0) | (all_solutions(n) == columns)).all(1).sum())
+
+    def _one_board(self, board: Tensor, x: Tensor) -> Tensor:
+        """Remove the padding of a board of one input: bool ``[n, n]`` -> ``[m, m]``."""
+        n = int(self.sizes(x))
+        return board[:n, :n]
 
     def format_input(self, x: Tensor | None) -> str:
         assert x is not None
-        return _text(self.board(x))
+        return _text(self._one_board(self.board(x), x))
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
         """Return the board in the form of the input."""
-        return _text(self.answer_board(y))
+        return _text(self.answer_board(y) if x is None else self._one_board(self.answer_board(y, x), x))
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         assert x is not None
-        n = self.n
-        input_queens = self.board(x)
-        queens = input_queens if y is None else self.answer_board(y)
+        input_queens, queens = self._boards(x, y)
+        n = len(queens)
         checks = ((torch.arange(n)[:, None] + torch.arange(n)) % 2).numpy()
         axes.imshow(checks, cmap="Greys", vmin=-0.3, vmax=4, extent=(0, n, n, 0))
-        conflicts = self._conflict_squares(queens)
+        conflicts = _conflict_squares(queens)
         for r, c in (queens | input_queens).nonzero().tolist():
             if not queens[r, c]:
                 color, sign = MISTAKE_COLOR, "\N{MULTIPLICATION SIGN}"  # the answer has removed this queen
@@ -295,15 +250,15 @@ class NQueens(Task):
         """
         assert x is not None
         paint = painter(colour)
-        input_queens = self.board(x)
-        queens = input_queens if y is None else self.answer_board(y)
-        mistakes = (self._conflict_squares(queens) & queens) | (input_queens & ~queens)
+        input_queens, queens = self._boards(x, y)
+        n = len(queens)
+        mistakes = (_conflict_squares(queens) & queens) | (input_queens & ~queens)
         remark = "  " + mark_mistake("no queen", paint)
-        gap = " " if 2 * self.n + len("  no queen!") <= WIDTH else ""
+        gap = " " if 2 * n + len("  no queen!") <= WIDTH else ""
         lines = []
-        for r in range(self.n):
+        for r in range(n):
             line = ""
-            for c in range(self.n):
+            for c in range(n):
                 square = SQUARE_COLORS[(r + c) % 2]
                 letter = ("Q" if input_queens[r, c] else "q") if queens[r, c] else "x" if input_queens[r, c] else "."
                 if mistakes[r, c]:
@@ -316,10 +271,16 @@ class NQueens(Task):
             lines.append(line)
         return "\n".join(lines)
 
-    def _conflict_squares(self, queens: Tensor) -> Tensor:
-        """Mark the squares of all lines with two queens or more: bool ``[n, n]``, like ``queens``."""
-        lines = self._lines.view(-1, self.n, self.n) > 0
-        return lines[(lines & queens).flatten(1).sum(1) > 1].any(0)
+    def _boards(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the queens of one input and of its answer (without one, those of the input): bool ``[m, m]``."""
+        input_queens = self._one_board(self.board(x), x)
+        return input_queens, input_queens if y is None else self._one_board(self.answer_board(y, x), x)
+
+
+def _conflict_squares(queens: Tensor) -> Tensor:
+    """Mark the squares of all lines with two queens or more: bool ``[n, n]``, like ``queens``."""
+    lines = board_lines(len(queens)).view(-1, *queens.shape) > 0
+    return lines[(lines & queens).flatten(1).sum(1) > 1].any(0)
 
 
 def _text(board: Tensor) -> str:

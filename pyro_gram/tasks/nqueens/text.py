@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 
 from pyro_gram.errors import InputError
@@ -23,14 +23,14 @@ CheckSize = Callable[[int], None]  # raises InputError if the task's boards have
 Columns = list[list[int]]  # for each row the columns of its queens, counted from 0
 
 
-def split_queens(text: str, size: int) -> list[PuzzleText]:
-    """Cut a file into boards. Each line holds a board or a row of a board."""
-    return split_boards(text, partial(row_length, size=size))
+def split_queens(text: str, sizes: Container[int]) -> list[PuzzleText]:
+    """Cut a file into boards of the sizes ``sizes``. Each line holds a board or a row of a board."""
+    return split_boards(text, partial(row_length, sizes=sizes))
 
 
-def row_length(line: str, size: int) -> int:
+def row_length(line: str, sizes: Container[int]) -> int:
     """Return the number of squares if the line is a row of a board, otherwise 0."""
-    cells = [] if "/" in line else cells_of(line, size.__eq__) or []
+    cells = [] if "/" in line else cells_of(line, sizes.__contains__) or []
     return len(cells) if len(cells) >= MIN_SIZE and all(map(_is_square, cells)) else 0
 
 
@@ -38,18 +38,18 @@ def _is_square(cell: str) -> bool:
     return len(cell) == 1 and cell in QUEENS + BLANKS
 
 
-def parse_queens(text: str, size: int, check_size: CheckSize) -> Columns:
+def parse_queens(text: str, sizes: Container[int], check_size: CheckSize) -> Columns:
     """Return the columns of each row's queens, from 0.
 
     Args:
         text: one board.
-        size: n, the size of board that the caller expects.
+        sizes: the sizes of board that the caller expects.
         check_size: called with the number of rows.
 
     Raises:
         InputError: the text is not a board, or is a list of columns that leaves open whether it counts from 0 or 1.
     """
-    lines = lines_of_board(text, KEYS, partial(row_length, size=size), partial(split_queens, size=size))
+    lines = lines_of_board(text, KEYS, partial(row_length, sizes=sizes), partial(split_queens, sizes=sizes))
     if len(lines) == 1:
         line = _remove_fen_fields(lines[0])
         numbers = None if "/" in line else _parse_numbers(line)
@@ -58,7 +58,7 @@ def parse_queens(text: str, size: int, check_size: CheckSize) -> Columns:
             return _columns_from_list(numbers)
         lines = line.split("/")
         if len(lines) == 1:
-            length = row_length(line, size)
+            length = row_length(line, sizes)
             content = f"one row of {length} squares" if length else f"no board: {line[:40]!r}"
             raise InputError(f"this is {content}; give all rows, on lines of their own or joined by /: {FORM}")
     check_size(len(lines))
