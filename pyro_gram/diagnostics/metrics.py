@@ -127,14 +127,19 @@ def coverage_limit(num_solutions: Tensor, num_samples: int) -> Tensor:
     return 1 - (1 - 1 / num_solutions.double()) ** num_samples
 
 
-def excess(full: Tensor, num_solutions: Tensor) -> Tensor:
+def excess(full: Tensor, num_solutions: Tensor, log_namings: Tensor | float = 0.0) -> Tensor:
     """Return how far the full bound (Eq. 13) is below the bound of a perfect model: -ELBO - log m, nats, ``[B]``.
 
     Each value is an estimate from one uniformly drawn target and one draw of the guide. The mean e of the values over
     inputs is 0 for a perfect model. By Jensen's inequality an answer *sampled* at the end of a prior trajectory is
     right with probability exp(-e) at least. Accuracy counts the most probable answer; this bound does not hold for it.
+
+    Args:
+        full: the full bound of one pair (x, y) of each input, nats, ``[B]``.
+        num_solutions: m, ``[B]``.
+        log_namings: ``Task.log_namings`` of the pairs: a perfect model splits the probability of a solution among them.
     """
-    return -full.double() - num_solutions.double().log()
+    return -full.double() - num_solutions.double().log() - log_namings
 
 
 def selected_answers(canonical: Tensor, score: Tensor | None = None, value: Tensor | None = None) -> Tensor:

@@ -40,7 +40,7 @@ ROWS = (
     ("elbo_surrogate", "Surrogate ELBO (Eq. 14), nats per input"),
     ("kl", "KL of the full trajectory, nats per input"),
     ("reconstruction", "Reconstruction: -log p(y|h) at the end of the trajectory, nats per input"),
-    ("log_num_solutions", "Mean of log m, the least possible -ELBO"),
+    ("log_num_solutions", "Mean of log m, the least possible -ELBO (m counts all names of exchangeable values)"),
     ("excess", "Excess: -ELBO minus log m, nats per input"),
     ("log_likelihood_prior_mc", "log p(y|x) by prior Monte Carlo on a few inputs, nats per input"),
     ("log_likelihood_limit", "Mean log p(y|x) of a perfect model on these inputs: minus the mean of log m"),

@@ -159,7 +159,7 @@ def examine_evidence(scope: Scope, findings: Findings) -> None:
         new_verdicts += [verdicts.importance_weights(summary), verdicts.agreement(summary)]
     numbers = estimates.to_dict()
     if puzzles.has_all_solutions:
-        log_ms = puzzles.num_solutions.double().log()
+        log_ms = puzzles.num_solutions.double().log() + solver.task.log_namings(x, y)
         log_m, difference = log_ms.mean().item(), estimates.log_p + log_ms
         error = None if x is None else difference.std(correction=0).item() / len(difference) ** 0.5
         untrusted_share = summary["believed"][NEITHER] / summary["pairs"]

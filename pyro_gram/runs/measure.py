@@ -169,7 +169,8 @@ def bound_metrics(
     if puzzles.has_all_solutions:
         from pyro_gram.diagnostics.metrics import excess
 
-        metrics["excess"] = excess(measured_bounds.full, puzzles.num_solutions[: len(y)]).mean().item()
+        log_namings = solver.task.log_namings(x, y)
+        metrics["excess"] = excess(measured_bounds.full, puzzles.num_solutions[: len(y)], log_namings).mean().item()
     if not prior_traits(prior_of(solver.model)).has_density:  # without a density these numbers are not bounds
         metrics |= dict.fromkeys(("elbo", "elbo_full", "elbo_surrogate", "excess"))
     return metrics | {"posterior_accuracy": posterior_accuracy(solver, x, measured_bounds)}

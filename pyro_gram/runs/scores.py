@@ -75,7 +75,7 @@ def measure_test(
     metrics = sample_metrics(solver, puzzles, samples, "test")
     metrics |= bound_metrics(solver, first_versions, x, y, config.depth, config.evaluate.seed) | {"elbo_inputs": len(y)}
     progress(len(y))
-    metrics |= _limits(first_versions, metrics) | _likelihood_metrics(solver, x, y, progress)
+    metrics |= _limits(solver, first_versions, x, y, metrics) | _likelihood_metrics(solver, x, y, progress)
     metrics |= {
         "depth": config.depth,
         "temper_scale": config.temper.scale,
@@ -119,16 +119,18 @@ def _likelihood_metrics(solver: Solver, x: Tensor | None, y: Tensor, progress: P
     }
 
 
-def _limits(puzzles: PuzzleSet, metrics: dict[str, Any]) -> dict[str, float]:
+def _limits(
+    solver: Solver, puzzles: PuzzleSet, x: Tensor | None, y: Tensor, metrics: dict[str, Any]
+) -> dict[str, float]:
     """Return the values that a perfect model would reach; empty unless all solutions are known."""
     coverage, limit = metrics["coverage"], metrics["coverage_limit"]
     if not puzzles.has_all_solutions or coverage is None or limit is None:
         return {}
-    log_m = puzzles.num_solutions.double().log()
+    log_m, log_namings = puzzles.num_solutions.double().log(), solver.task.log_namings(x, y)
     return {
         "coverage_ratio": coverage / limit,
-        "log_num_solutions": log_m.mean().item(),
-        "log_likelihood_limit": -log_m[:LIKELIHOOD_INPUTS].mean().item(),
+        "log_num_solutions": log_m.mean().item() + log_namings.mean().item(),
+        "log_likelihood_limit": -(log_m[:LIKELIHOOD_INPUTS].mean() + log_namings[:LIKELIHOOD_INPUTS].mean()).item(),
     }
 
 

@@ -216,6 +216,25 @@ class Task(ABC):
         """Return the representative of all answers that count as equal to ``y`` (by default ``y`` itself)."""
         return y
 
+    def namings(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return how the values of an answer may be renamed, if some of them are exchangeable (colours); else None.
+
+        Args:
+            x: inputs, ``[B, *event]``.
+
+        Returns:
+            permutations, int64 ``[P, classes]`` (value v becomes ``permutation[v]``); and bool ``[P, B]``:
+            whether a permutation turns every solution of an input into an equal solution.
+        """
+        return None
+
+    def log_namings(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """Return the log of the number of answers that count as equal to ``y``, nats, ``[...]`` (by default 0).
+
+        A model that gives all of them the same probability has log p(y | x) = -log m - this value, for m solutions.
+        """
+        return torch.zeros(y.shape[:-1], dtype=torch.double)
+
     def count_solutions(self, x: Tensor) -> int | None:
         """Count the canonical solutions of one input ``x [*event]``; None if their number is unknown or too large."""
         return None

@@ -35,11 +35,17 @@ class Candidates:
         x: int64 ``[B, *event]``.
         solutions: int64 ``[K, B, L_out]``; K is the largest number of solutions in the batch.
         mask: bool ``[K, B]``; False if the input has no k-th solution; its first solution is then repeated.
+        namings: the permutations of exchangeable values, int64 ``[P, classes]``; None if there are none.
+        is_naming: bool ``[P, B]``, the permutations that an input allows (``Task.namings``); None without namings.
+        is_token: bool ``[B, L_out]``, False at padding; None without namings.
     """
 
     x: Tensor
     solutions: Tensor
     mask: Tensor
+    namings: Tensor | None = None
+    is_naming: Tensor | None = None
+    is_token: Tensor | None = None
 
 
 class TargetStream:
@@ -127,4 +133,8 @@ class TargetStream:
         x = puzzles.inputs[index]
         if self.sizes is not None:
             x, solutions = self.task.spec.crop(x, solutions)
-        return Candidates(x, solutions, mask)
+        namings = self.task.namings(x)
+        if namings is None:
+            return Candidates(x, solutions, mask)
+        is_token = torch.arange(solutions.shape[-1]) < self.task.spec.sizes_of(x)[:, None]
+        return Candidates(x, solutions, mask, *namings, is_token)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -138,14 +139,18 @@ class Trainer:
         """
         assert self.candidates is not None
         c, batch = self.config, self.candidates(self.number)
-        x, solutions, mask = self.shard(batch.x), self.shard(batch.solutions, 1), self.shard(batch.mask, 1)
+        x = self.shard(batch.x)
+        shards = {name: self.shard(getattr(batch, name), 1) for name in ("solutions", "mask", "is_naming")}
+        shards["is_token"] = self.shard(batch.is_token)
+        namings = None if batch.namings is None else batch.namings.to(self.device)
+        candidates = replace(batch, x=x, namings=namings, **shards)
         depth = torch.randint(c.on_policy_depth - c.on_policy_updates + 1, ()).item()
         first = int(self.processes.from_main(depth))
         state, losses = None, []
         for step in range(first, first + c.on_policy_updates):
             end = prior_end(self.model, x, first if state is None else 0, state)
             # At step 0 the state is z_0, which prefers no solution yet.
-            y = draw_targets(end.likelihood if step else None, solutions, mask)
+            y = draw_targets(end.likelihood if step else None, candidates)
             state, mean = self.update(self.prior_guide, x, y, end.state, step)
             losses.append(mean[0])
         return torch.stack(losses).mean().item()

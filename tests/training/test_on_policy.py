@@ -1,5 +1,8 @@
 """Tests of on-policy training: updates along trajectories of the prior."""
 
+import itertools
+import math
+
 import pyro
 import pytest
 import torch
@@ -7,7 +10,7 @@ from pyro.distributions import Categorical
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.sampling.rollout import rollout
-from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.tasks.batches import Candidates, TargetStream
 from pyro_gram.training import trainer as trainer_module
 from pyro_gram.training.beta_schedule import BetaConfig
 from pyro_gram.training.config import TrainConfig
@@ -31,7 +34,7 @@ def test_targets_are_drawn_by_likelihood_from_the_solutions_of_each_input():
     mask = torch.tensor([[True, True], [True, False], [False, True]])
     likelihood = Categorical(logits=logits).to_event(1)
     torch.manual_seed(0)
-    targets = torch.stack([draw_targets(likelihood, solutions, mask) for _ in range(1000)])
+    targets = torch.stack([draw_targets(likelihood, Candidates(solutions[0], solutions, mask)) for _ in range(1000)])
     p = likelihood.log_prob(solutions).exp().masked_fill(~mask, 0)
     p = p / p.sum(0)
     for b in range(2):
@@ -68,7 +71,7 @@ def test_without_a_likelihood_targets_are_uniform():
     solutions = torch.tensor([[[0, 0]], [[1, 1]], [[0, 1]], [[0, 0]]])  # [K = 4, B = 1, L]
     mask = torch.tensor([[True], [True], [True], [False]])
     torch.manual_seed(0)
-    targets = torch.stack([draw_targets(None, solutions, mask)[0] for _ in range(1000)])
+    targets = torch.stack([draw_targets(None, Candidates(solutions[0], solutions, mask))[0] for _ in range(1000)])
     for k in range(3):
         assert (targets == solutions[k, 0]).all(-1).double().mean().item() == pytest.approx(1 / 3, abs=0.05)
 
@@ -214,3 +217,30 @@ def test_tasks_without_inputs_or_all_solutions_are_refused_before_training():
             OptimConfig(),
             BetaConfig(),
         )
+
+
+def test_targets_are_drawn_with_their_names_each_distinct_answer_once():
+    """Two solutions with three exchangeable values, of which the second solution uses one only."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 4, 3, generator=generator).log_softmax(-1)
+    solutions = torch.tensor([[[0, 1, 1, 0]], [[0, 0, 0, 0]]])  # [K = 2, B = 1, L = 4]; the last token is padding
+    is_token = torch.tensor([[True, True, True, False]])
+    namings = torch.tensor(list(itertools.permutations(range(3))))
+    candidates = Candidates(
+        solutions[0], solutions, torch.ones(2, 1).bool(), namings, torch.ones(6, 1).bool(), is_token
+    )
+    log_p = logits * is_token[..., None]
+    likelihood = Categorical(logits=logits).to_event(1)
+    answers = {tuple(naming[solution[0, :3]].tolist()) for solution in solutions for naming in namings}
+    p = {a: sum(log_p[0, i, v].item() for i, v in enumerate(a)) for a in answers}
+    total = torch.tensor(list(p.values())).logsumexp(0).item()
+    torch.manual_seed(0)
+    targets = [tuple(draw_targets(likelihood, candidates)[0].tolist()) for _ in range(3000)]
+    assert {t[3] for t in targets} == {0}
+    for answer, value in p.items():
+        share = sum(t[:3] == answer for t in targets) / len(targets)
+        assert share == pytest.approx(math.exp(value - total), abs=0.03)
+    uniform = [tuple(draw_targets(None, candidates)[0].tolist())[:3] for _ in range(3000)]
+    for answer in answers:  # a solution is uniform, then its naming
+        expected = 1 / 2 / 3 if len(set(answer)) == 1 else 1 / 2 / 6
+        assert uniform.count(answer) / 3000 == pytest.approx(expected, abs=0.03)
