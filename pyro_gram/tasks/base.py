@@ -43,7 +43,8 @@ class PuzzleSet:
             the rows ``offsets[i]`` to ``offsets[i + 1] - 1``.
         offsets: int64 ``[N + 1]``.
         has_all_solutions: True if every solution of every input is listed. Only then can coverage be measured.
-        is_complete: bool ``[N]``: whether every solution of an input is listed, if this differs between inputs; else None.
+        is_complete: bool ``[N]``: whether every solution of an input is listed, if this differs between inputs; else
+            None.
         is_first_version: bool ``[N]``, or None if every row of ``inputs`` is a separate puzzle. A task may list a
             puzzle in several versions, in consecutive rows (ARC: rotated, or in other colours). The entry of a row is
             True if the row holds the first version of its puzzle.
