@@ -49,7 +49,8 @@ class MeanFieldGuide(EffectGuide):
     the amortized guide.
 
     Raises:
-        ConfigError: guides for this prior are not Gaussian; or there are more pairs than ``num_pairs``.
+        ConfigError: guides for this prior are not Gaussian; inputs have several sizes; or there are more pairs than
+            ``num_pairs``.
     """
 
     Config = MeanFieldGuideConfig
@@ -62,6 +63,10 @@ class MeanFieldGuide(EffectGuide):
         if type(family_of(model)) is not NormalFamily:
             raise ConfigError(
                 "guide 'mean_field' is Gaussian, and guides for this prior are not: use --guide amortized"
+            )
+        if spec.padding is not None:
+            raise ConfigError(
+                "guide 'mean_field' needs inputs of one size: give the task one size, or use --guide amortized"
             )
         sizes = model_sizes(model.config)
         T = sizes.transitions

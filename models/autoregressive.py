@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -19,7 +20,7 @@ from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER
 from pyro_gram.networks.core import init_linear_, make_embedding
 from pyro_gram.networks.relations import CLOSED
 from pyro_gram.registry import MODELS
-from pyro_gram.spec import TaskSpec
+from pyro_gram.spec import Structure, TaskSpec
 
 from .direct import OneStepConfig, OneStepModel
 
@@ -85,44 +86,30 @@ class AutoregressiveModel(OneStepModel):
         check_choice("model.mixer of an autoregressive model", config.mixer, ("attention", "relations"))
         if spec.has_value_positions:
             raise ConfigError("an autoregressive model has a position for each token: use another layout of the task")
-        self.prompt = self.length if spec.has_input else 0
-        prefix = None if self.has_relations else self.prompt
-        self.f = self.stack(self.prompt + spec.output_length, prefix=prefix)
+        prompt = self.length if spec.has_input else 0
+        self.f = self.stack(prompt + spec.output_length, prefix=None if self.has_relations else prompt)
         self.answer = make_embedding(spec.output_classes + 1, config.width)  # the last class marks the start of y
         self.decoder = init_linear_(nn.Linear(config.width, spec.output_classes))
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
-        self.prompt = e_x.shape[-2] if self.spec.has_input else 0
-        length = self.prompt if self.has_relations else self.spec.output_length
-        likelihood = Autoregressive(self.logits, e_x, length)
+        length = e_x.shape[-2] if self.has_relations else self.spec.output_length
+        # The distribution keeps the structure of its own input, because the next call of the model brings another one.
+        likelihood = Autoregressive(partial(self.logits, structure=self.structure, bias=self.bias), e_x, length)
         return e_x, pyro.sample(ANSWER, likelihood, obs=y, infer={DRAW_ANSWER: True})
 
-    def logits(self, e_x: Tensor, tokens: Tensor) -> Tensor:
+    def logits(
+        self, e_x: Tensor, tokens: Tensor, structure: Structure | None = None, bias: Tensor | None = None
+    ) -> Tensor:
         """Return the logits of ``tokens`` and of the token after them, ``[..., n + 1, classes]``."""
-        start = self.spec.output_classes
+        start, prompt = self.spec.output_classes, e_x.shape[-2] if self.spec.has_input else 0
         tokens = pad(tokens, (1, 0), value=start)
         s = self.answer(tokens) * self.config.width**0.5
-        if self.prompt:
+        if prompt:
             s = s + self._input_at_answer(e_x)[..., : s.shape[-2], :]
             s = torch.cat((e_x, s), dim=-2)
-        logits = self.decoder(self.f(s, self._bias(tokens.shape[-1]))[..., self.prompt :, :])
-        values = None if self.structure is None else self.structure.values
+        logits = self.decoder(self.f(s, _bias_with_answer(bias, tokens.shape[-1]))[..., prompt:, :])
+        values = None if structure is None else structure.values
         return logits if values is None else logits.masked_fill(~values[..., : tokens.shape[-1], :], CLOSED)
-
-    def _bias(self, count: int) -> Tensor | None:
-        """Return the bias on attention scores for the input and ``count`` positions of the answer, or None.
-
-        The input sees itself only. Position i of the answer holds y_{i-1}; it sees y_{j-1} if i = j, or if j < i and
-        position i of the input sees position j - 1.
-        """
-        if self.bias is None:
-            return None
-        visible = self.bias[..., :count, :]
-        earlier = torch.ones(count, count, dtype=torch.bool, device=visible.device).tril()
-        tokens = pad(visible[..., : count - 1], (1, 0), value=0.0).masked_fill(~earlier, -torch.inf)
-        is_self = torch.eye(count, dtype=torch.bool, device=visible.device)
-        answer = torch.cat((visible, tokens.masked_fill(is_self, 0.0)), dim=-1)
-        return torch.cat((pad(self.bias, (0, count), value=-torch.inf), answer), dim=-2)
 
     def _input_at_answer(self, e_x: Tensor) -> Tensor:
         """Return the last L_out positions of the embedded input; a shorter input gets zeros in front."""
@@ -130,3 +117,19 @@ class AutoregressiveModel(OneStepModel):
             return e_x
         num_missing = max(0, self.spec.output_length - e_x.shape[-2])
         return pad(e_x, (0, 0, num_missing, 0))[..., -self.spec.output_length :, :]
+
+
+def _bias_with_answer(bias: Tensor | None, count: int) -> Tensor | None:
+    """Return the bias on attention scores for the input and ``count`` positions of the answer, or None.
+
+    The input sees itself only. Position i of the answer holds y_{i-1}; it sees y_{j-1} if i = j, or if j < i and
+    position i of the input sees position j - 1.
+    """
+    if bias is None:
+        return None
+    visible = bias[..., :count, :]
+    earlier = torch.ones(count, count, dtype=torch.bool, device=visible.device).tril()
+    tokens = pad(visible[..., : count - 1], (1, 0), value=0.0).masked_fill(~earlier, -torch.inf)
+    is_self = torch.eye(count, dtype=torch.bool, device=visible.device)
+    answer = torch.cat((visible, tokens.masked_fill(is_self, 0.0)), dim=-1)
+    return torch.cat((pad(bias, (0, count), value=-torch.inf), answer), dim=-2)

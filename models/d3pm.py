@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot, pad
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range
+from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import add_training_loss
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
@@ -65,6 +66,10 @@ class D3PM(Diffusion):
 
     def __init__(self, config: D3PMConfig, spec: TaskSpec, prior: nn.Module) -> None:
         masks = int(config.kind == "absorbing")
+        if not masks and spec.has_value_positions:
+            raise ConfigError(
+                "uniform corruption would give tokens values without a position: use --model.kind absorbing"
+            )
         super().__init__(config, spec, prior, masks=masks, uses_time=True)
         classes = spec.output_classes
         share = torch.arange(config.diffusion_steps + 1) / config.diffusion_steps
@@ -97,13 +102,13 @@ class D3PM(Diffusion):
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
         T, shape = self.config.diffusion_steps, (*e_x.shape[:-2], self.answer_length(e_x))
         tokens = dist.Categorical(probs=self.stationary).sample(shape)
-        log_p = torch.zeros(shape[:-1], device=e_x.device)
+        log_p, mask = torch.zeros(shape[:-1], device=e_x.device), self.answer_mask(e_x)
         for step in range(T, 0, -1):
             t = torch.full(shape[:-1], step, device=e_x.device)
             y_0 = self._pad_mask(self.predict(e_x, tokens, t / T).softmax(-1))
             reverse = dist.Categorical(probs=self._reverse(y_0, tokens, t))
             new_tokens = reverse.sample()
-            log_p = log_p + (reverse.log_prob(new_tokens) * (new_tokens != tokens)).sum(-1)
+            log_p = log_p + (reverse.log_prob(new_tokens) * ((new_tokens != tokens) & mask)).sum(-1)
             tokens = new_tokens
         return tokens, log_p
 

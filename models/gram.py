@@ -52,13 +52,7 @@ class GRAMConfig(CoreConfig):
 
 @MODELS.register("gram")
 class GRAM(RelationalModule):
-    """The generative program p(y, tau | x), or p(y, tau) if x is None.
-
-    Args:
-        config: sizes, and length of the process.
-        spec: shapes of the task.
-        prior: module u -> p(eps | u).
-    """
+    """The generative program p(y, tau | x), or p(y, tau) if x is None. ``prior`` is a module u -> p(eps | u)."""
 
     Config = GRAMConfig
     Core: type[nn.Module] = RecursiveCore  # (z_{t-1}, e_x) -> (u_t, l_t)
@@ -67,8 +61,7 @@ class GRAM(RelationalModule):
 
     def __init__(self, config: GRAMConfig, spec: TaskSpec, prior: nn.Module) -> None:
         super().__init__(config, spec)
-        # Without positions z_0 is the same at each of them; the guidance makes them differ.
-        length = 1 if self.has_relations else config.prefix + spec.input_length
+        length = 1 if self.has_relations else config.prefix + spec.input_length  # 1: all positions share z_0
         self.encoder = input_encoder(spec, config.width, config.prefix, self.has_relations)
         self.core = self.Core(config, length)
         self.prior = prior
@@ -132,9 +125,7 @@ class GRAM(RelationalModule):
 
     def propose(self, state: LatentState, e_x: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the core to a state: return the proposal u_t and the low level l_t, ``[..., L, D]`` each (Eq. 6-7)."""
-        if self.bias is None:
-            return self.core(state, e_x)
-        u, l = self.core(state, e_x, self.bias)
+        u, l = self.core(state, e_x, *self.context)
         return self.at_positions(u), self.at_positions(l)
 
     def answer(self, state: LatentState, e_x: Tensor, y: Tensor | None, infer: dict | None = None) -> Tensor:

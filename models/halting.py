@@ -17,6 +17,7 @@ The papers, the authors' code and this file differ in these points:
 - *Evaluation* runs all supervision steps, as in the code.
 - *Sizes.* HRM has two networks of 4 layers, TRM one network of 2 layers. Here ``model.layers`` sets the number.
 - *Head.* The halting head reads the first position, as in the code. This is a puzzle token only with a ``prefix``.
+  With ``mixer = relations`` no position is the first one, and the head reads the mean over positions.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pyro_gram.checks import check_choice
 from pyro_gram.inference.contract import ModelTraits
 from pyro_gram.inference.sites import DRAW_ANSWER, HALT, HALTED, LOSS_ONLY, add_training_loss
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore, make_stack
+from pyro_gram.networks.relations import mean_over
 from pyro_gram.registry import MODELS
 
 from .gram import GRAM, GRAMConfig
@@ -97,7 +99,7 @@ class _Halting(GRAM):
 
     def learn_to_halt(self, state: LatentState, e_x: Tensor, y: Tensor) -> None:
         """Observe at ``halt`` whether the present answer is right; record at ``halted`` which trajectories halt."""
-        logits = self.halting(state.h[..., 0, :])
+        logits = self.halt_logits(state.h)
         is_right = (self.likelihood(state.h).base_dist.logits.argmax(-1) == y).all(-1)
         with poutine.scale(scale=HALT_WEIGHT * self.spec.output_length):
             pyro.sample(
@@ -109,6 +111,10 @@ class _Halting(GRAM):
             self.learn_to_continue(logits, state, e_x)
         threshold = logits[..., 1] if self.outputs > 1 else torch.zeros_like(logits[..., 0])
         pyro.deterministic(HALTED, logits[..., 0] > threshold)
+
+    def halt_logits(self, h: Tensor) -> Tensor:
+        """Return the outputs of the halting head, ``[..., L, D] -> [..., outputs]``."""
+        return self.halting(mean_over(h, self.mask) if self.has_relations else h[..., 0, :])
 
     def learn_to_continue(self, logits: Tensor, state: LatentState, e_x: Tensor) -> None:
         """Add the loss of HRM's estimate of the value of continuing; TRM has no such loss."""
@@ -138,7 +144,7 @@ class HRM(_Halting):
     def learn_to_continue(self, logits: Tensor, state: LatentState, e_x: Tensor) -> None:
         with torch.no_grad(), poutine.block():
             next_state = self.reason(e_x, state.detach(), truncated=True)
-            target = self.halting(next_state.h[..., 0, :]).amax(-1).sigmoid()
+            target = self.halt_logits(next_state.h).amax(-1).sigmoid()
         loss = F.binary_cross_entropy_with_logits(logits[..., 1], target, reduction="none")
         add_training_loss("go_on", loss)
 

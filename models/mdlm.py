@@ -36,7 +36,7 @@ class MDLMConfig(OneStepConfig):
     revealed together with others. Eight times as many steps reveal most tokens alone, at eight times the cost.
 
     Attributes:
-        sampling_steps: steps of a draw; 0 for the number of tokens.
+        sampling_steps: steps of a draw; 0 for the number of tokens, padding not counted.
     """
 
     sampling_steps: int = 0
@@ -72,14 +72,20 @@ class Diffusion(OneStepModel):
 
     def predict(self, e_x: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
         """Return the denoiser's logits of the clean answer, ``[..., L_out, classes]``."""
-        context = () if self.bias is None else (self.bias,)
-        return self.open_values(self.denoiser(e_x, tokens, time, *context))
+        return self.open_values(self.denoiser(e_x, tokens, time, *self.context))
 
     def answer_length(self, e_x: Tensor) -> int:
         """Return the number of tokens of an answer, padding included, for e_x ``[..., L, D]``."""
         if not self.has_relations:
             return self.spec.output_length
         return side_of(e_x.shape[-2]) if self.spec.has_value_positions else e_x.shape[-2]
+
+    def answer_mask(self, e_x: Tensor) -> Tensor:
+        """Return the tokens of an answer that are not padding, bool ``[..., L_out]``, for e_x ``[..., L, D]``."""
+        length = self.answer_length(e_x)
+        if self.mask is None:
+            return torch.ones(length, dtype=torch.bool, device=e_x.device)
+        return self.mask.unflatten(-1, (length, -1)).any(-1) if self.spec.has_value_positions else self.mask
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
         """Return a draw, int64 ``[..., L_out]``, and the summed log probabilities of its tokens, nats, ``[...]``."""
@@ -107,6 +113,8 @@ class MDLM(Diffusion):
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
         length = self.answer_length(e_x)
         steps = self.config.sampling_steps or length
+        # An input with padding starts later, so that its number of steps is that of its tokens.
+        own_steps = self.config.sampling_steps or self.answer_mask(e_x).sum(-1, keepdim=True)
         tokens = torch.full((*e_x.shape[:-2], length), self.mask_token, device=e_x.device)
         log_p = torch.zeros(e_x.shape[:-2], device=e_x.device)
         for step in range(steps, 0, -1):
@@ -115,6 +123,7 @@ class MDLM(Diffusion):
             value = prediction.sample()
             # step counts down to 1. A masked token is revealed with probability 1 / step, and surely at the last step.
             is_revealed = (tokens == self.mask_token) & (torch.rand(tokens.shape, device=e_x.device) < 1 / step)
+            is_revealed = is_revealed & (step <= own_steps)
             log_p = log_p + (prediction.log_prob(value) * is_revealed).sum(-1)
             tokens = torch.where(is_revealed, value, tokens)
         return tokens, log_p

@@ -30,13 +30,20 @@ class Structure:
             in every relation, and no position sees padding. Batch dimensions may be 1 if inputs have equal relations.
         mask: bool ``[..., L]``, False at padding; None if no position is padding.
         values: bool ``[..., L_out, classes]``, the values that each token of an answer may take; at padding only 0.
-            None if all values are open.
+            None if all values are open; not with a mask.
+
+    Raises:
+        ValueError: the structure has a mask and no values, so that an answer would have a density at padding.
     """
 
     tokens: Tensor
     relations: Tensor
     mask: Tensor | None = None
     values: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and self.values is None:
+            raise ValueError("a structure with a mask needs values: leave only the value 0 open at padding")
 
     def indicators(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return each relation as 1 for a visible position, else 0; -inf if it is padding, ``[..., R, L, L]``."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pyro_gram.diagnostics.metrics import solution_ids
 from pyro_gram.errors import InputError, UserError
-from pyro_gram.inference.guide import why_no_guide
+from pyro_gram.inference.guide import padding_mask, why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
 from pyro_gram.inference.sites import ANSWER, HALT, VALUE, transition_index
 from pyro_gram.sampling.memory import chunk_size
@@ -152,19 +152,20 @@ def _guide_groups(
 class _RecordGuidanceScale(Messenger):
     """Record the scale of the guidance (the root mean square of eps) of each transition."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.model = model
         self.by_transition: list[Tensor] = []
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if transition_index(msg["name"]) is not None:
-            self.by_transition.append(guidance_scale(msg["value"]))
+            self.by_transition.append(guidance_scale(msg["value"], padding_mask(self.model)))
 
 
 def _prior_groups(task: Task, model: nn.Module, puzzles: PuzzleSet, *, depth: int, draws: int, seed: int) -> Groups:
     x, shape = to_device_of(model, puzzles.inputs), (draws, len(puzzles))
     by_step: dict[str, list[Tensor]] = {}
-    with isolated_rng(model, x), _RecordGuidanceScale() as scale:
+    with isolated_rng(model, x), _RecordGuidanceScale(model) as scale:
         torch.manual_seed(seed)
         for end in rollout_steps(model, x, depth=depth, num_samples=draws):
             tokens, h = end.values[ANSWER], end.state.h

@@ -21,6 +21,7 @@ from pyro_gram.checks import check_counts
 from pyro_gram.diagnostics.inference_data import project_states
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import guide_traits
+from pyro_gram.inference.guide import padding_mask
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
 from pyro_gram.inference.sites import ANSWER, STATE_H, transition_index
 from pyro_gram.sampling.rollout import isolated_rng
@@ -152,7 +153,7 @@ def _generate_data(
     log_p = trace.nodes[ANSWER]["fn"].log_prob(y).expand(shape)
     h = trace.nodes[STATE_H]["value"]
     h = h.expand(*shape, *h.shape[-2:])
-    scales = torch.stack([guidance_scale(eps).expand(shape) for eps in guidance])
+    scales = torch.stack([guidance_scale(eps, padding_mask(model)).expand(shape) for eps in guidance])
     truth = {name: values.flatten().cpu() for name, values in _summaries(scales, h, log_p).items()}
     return y.flatten(0, 1), truth
 

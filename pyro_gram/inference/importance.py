@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pyro_gram.checks import check_counts
 from pyro_gram.errors import UserError
-from pyro_gram.inference.guide import EffectGuide, check_model
+from pyro_gram.inference.guide import EffectGuide, check_model, padding_mask
 from pyro_gram.inference.sites import ANSWER
 from pyro_gram.inference.terms import (
     charged_guidance_sites,
@@ -33,6 +33,7 @@ from pyro_gram.inference.terms import (
     per_input,
     read_terms,
 )
+from pyro_gram.networks.relations import mean_over
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,12 @@ class GuideDraws:
 PER_TRANSITION = ("kl", "guidance")  # the fields whose first dimension is the transition
 
 
-def guidance_scale(eps: Tensor) -> Tensor:
-    """Return the root mean square of guidance over positions and channels, ``[..., L, D] -> [...]``."""
-    return eps.square().mean((-2, -1)).sqrt()
+def guidance_scale(eps: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the root mean square of guidance over positions and channels, ``[..., L, D] -> [...]``.
+
+    Positions at which ``mask``, bool ``[..., L]``, is False are padding and do not count.
+    """
+    return (eps.square().mean((-2, -1)) if mask is None else mean_over(eps.square(), mask).mean(-1)).sqrt()
 
 
 MAX_TRACED = 256  # trajectories that are traced together; a trace holds all tensors of a trajectory
@@ -129,7 +133,7 @@ def guide_draws(
                 traces = _traces(model, guide, a, b, steps, count)
                 if len(y) > 1:
                     _check_not_shared(*traces)
-                columns.append(_read_draws(*traces, (count, len(b))))
+                columns.append(_read_draws(*traces, (count, len(b)), padding_mask(model)))
             rows.append(_concatenate(columns, 0))
     if isinstance(guide, EffectGuide):
         guide.forget()
@@ -162,14 +166,14 @@ def _check_not_shared(model_trace: Trace, guide_trace: Trace) -> None:
     check_not_shared([*counted_sites(model_trace), *auxiliary], model_trace.nodes[ANSWER])
 
 
-def _read_draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int]) -> GuideDraws:
-    """Read the draws ``[S, B]`` from the traces of model and guide."""
+def _read_draws(model_trace: Trace, guide_trace: Trace, shape: tuple[int, int], mask: Tensor | None) -> GuideDraws:
+    """Read the draws ``[S, B]`` from the traces of model and guide. ``mask`` is False at padding."""
     terms = read_terms(model_trace, guide_trace)
     check_batch_shape(terms.reconstruction.shape, shape)
     observed = model_trace.nodes[ANSWER]
     log_p, log_q = (_log_density(trace, model_trace, torch.Size(shape)) for trace in (model_trace, guide_trace))
     guidance = [model_trace.nodes[name]["value"] for name in charged_guidance_sites(model_trace, guide_trace)]
-    scales = [guidance_scale(eps).expand(shape) for eps in guidance]
+    scales = [guidance_scale(eps, mask).expand(shape) for eps in guidance]
     return GuideDraws(
         log_weight=log_p - log_q,
         log_likelihood=(-terms.reconstruction).cpu(),

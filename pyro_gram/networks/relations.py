@@ -76,6 +76,11 @@ class RelationalModule(nn.Module):
             self.bias = self.structure.indicators()
 
     @property
+    def context(self) -> tuple[Tensor, ...]:
+        """The further arguments of a core: :attr:`bias`, or none with a mixer that knows no bias."""
+        return () if self.bias is None else (self.bias,)
+
+    @property
     def mask(self) -> Tensor | None:
         """The positions that are not padding, bool ``[..., L]``; None if no position is padding."""
         return None if self.structure is None else self.structure.mask
