@@ -7,13 +7,8 @@ import torch
 
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.tasks.batches import TargetStream
-from pyro_gram.tasks.coloring.task import (
-    Coloring,
-    ColoringConfig,
-    canonical_colorings,
-    enumerate_colorings,
-    isomorphism_invariants,
-)
+from pyro_gram.tasks.coloring.graphs import canonical_colorings, enumerate_colorings, isomorphism_invariants
+from pyro_gram.tasks.coloring.task import Coloring, ColoringConfig
 
 LAYOUTS = ("vertex", "edge")
 

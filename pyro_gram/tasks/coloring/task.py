@@ -8,83 +8,52 @@ permutes the vertices of training graphs, never produces a held-out graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_gram.checks import AT_LEAST_1, check_choice, check_range, check_seed
 from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, check_split
+from pyro_gram.tasks.coloring.config import ColoringConfig
+from pyro_gram.tasks.coloring.graphs import COLORS, draw_graphs, enumerate_colorings, isomorphism_invariants
+from pyro_gram.tasks.coloring.pictures import plot_coloring, render_coloring
 from pyro_gram.tasks.coloring.text import parse_graph, split_graphs
 from pyro_gram.tasks.held_out import add_new_classes
-from pyro_gram.tasks.terminal import contrasting_ink, mark_mistake, nearest_colour, painter
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from matplotlib.axes import Axes
 
-COLORS = 3
-MAX_VERTICES = 12  # every graph is compared with all canonical colourings: about 3^11 / 2 for 12 vertices
 FRESH_DRAWS = 1000  # the least number of graphs that fresh_inputs draws at once
-PALETTE = ("#0072B2", "#E69F00", "#009E73")  # Okabe-Ito: distinct to colour-blind readers too
-CONFLICT = "#C00000"
-INKS = {16: "#000000", 231: "#FFFFFF"}  # the colour of each number that contrasting_ink may return
-
-
-@dataclass(frozen=True)
-class ColoringConfig:
-    """Settings of the graphs, their number, and their layout as tokens.
-
-    Attributes:
-        vertices: n, the number of vertices of a graph.
-        edge_probability: p of G(n, p), the probability of an edge between two vertices.
-        layout: ``vertex``: one position for each vertex, with its row of the adjacency matrix. ``edge`` (the paper's):
-            one token for each pair of vertices (1 no edge, 2 edge), then a blank for each vertex; answers are
-            3 + colour.
-        train: number of graphs to train on.
-        validation: number of graphs to validate on.
-        test: number of graphs to test on.
-        data_seed: seed of the graphs and the splits; runs with equal seeds can be compared.
-    """
-
-    vertices: int = 8
-    edge_probability: float = 0.5
-    layout: str = "vertex"
-    train: int = 7002
-    validation: int = 128
-    test: int = 255
-    data_seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_range(
-            self,
-            vertices=(3, MAX_VERTICES),
-            edge_probability=(1e-6, 1 - 1e-6),
-            **dict.fromkeys(SPLITS, AT_LEAST_1),
-        )
-        check_choice("layout", self.layout, ("vertex", "edge"))
-        check_seed(self.data_seed, "data_seed")
 
 
 @TASKS.register("coloring")
 class Coloring(Task):
-    """Colour the vertices of a graph with three colours so that no edge joins two vertices of the same colour."""
+    """Colour the vertices of a graph with three colours so that no edge joins two vertices of the same colour.
+
+    With layout ``graph``, ``Coloring(config)`` returns a :class:`~pyro_gram.tasks.coloring.any_graph.GraphColoring`.
+    """
 
     Config = ColoringConfig
     violation_name = "conflict"
     equivalence = "up to the names of the colours"
     difficulty_label = "edges"
+
+    def __new__(cls, config: ColoringConfig | None = None, *args: Any, **kwargs: Any) -> Coloring:
+        """Return an object of the class for the layout. To copy a task, Python calls this without a config."""
+        if cls is Coloring and config is not None and config.layout == "graph":
+            from pyro_gram.tasks.coloring.any_graph import GraphColoring  # a subclass: it needs this module first
+
+            return super().__new__(GraphColoring)
+        return super().__new__(cls)
 
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
         self.config = config
@@ -216,6 +185,10 @@ class Coloring(Task):
         Raises:
             InputError: the graph is directed, has parallel edges, loops or another size, or cannot be coloured.
         """
+        return self._input_of(self._checked_graph(graph).edges)
+
+    def _checked_graph(self, graph: nx.Graph) -> nx.Graph:
+        """Return the graph with the vertices 0 to n - 1. Raises InputError if it is not simple or has a wrong size."""
         if graph.is_directed() or graph.is_multigraph():
             raise InputError("the graph is directed or has parallel edges: give networkx.Graph(graph)")
         if set(graph) != set(range(len(graph))):
@@ -224,7 +197,7 @@ class Coloring(Task):
         loops = list(nx.nodes_with_selfloops(graph))
         if loops:
             raise InputError(f"vertex {loops[0]} has a loop: no colouring exists; remove the loop")
-        return self._input_of(graph.edges)
+        return graph
 
     def _input_of(self, edges: Iterable[tuple[int, int]]) -> Tensor:
         """Return the input tokens of the graph with these edges. Raises InputError if it has no colouring."""
@@ -247,7 +220,7 @@ class Coloring(Task):
         """Cut a file into graphs: one on each line, or in DIMACS one for each p line."""
         return split_graphs(text)
 
-    def count_solutions(self, x: Tensor) -> int:
+    def count_solutions(self, x: Tensor) -> int | None:
         """Count the colourings; those that differ only in the names of colours count once."""
         return int(enumerate_colorings(self.edges(x)[None])[1])
 
@@ -259,115 +232,15 @@ class Coloring(Task):
         return "".join("?" if c < 0 else str(c) for c in (y - self._first_color).tolist())
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
-        graph = self._graph(x)
-        positions = nx.circular_layout(graph)
-        colors = [-1] * self.n if y is None else (y - self._first_color).tolist()
-        conflicts = [(u, v) for u, v in graph.edges if y is not None and colors[u] == colors[v]]
-        nx.draw_networkx_edges(graph, positions, ax=axes, edge_color="#888888")
-        nx.draw_networkx_edges(
-            graph, positions, edgelist=conflicts, ax=axes, edge_color=CONFLICT, width=3, style="dashed"
-        )
-        papers = [PALETTE[c] if c >= 0 else "#FFFFFF" for c in colors]
-        nx.draw_networkx_nodes(graph, positions, ax=axes, node_color=papers, edgecolors="#333333", node_size=160)
-        for vertex, paper in enumerate(papers):  # numbered as in the text of an answer
-            (column, row), ink = positions[vertex], INKS[contrasting_ink(paper)]
-            axes.annotate(str(vertex), (column, row), ha="center", va="center", color=ink, fontsize=7)
-        axes.set_aspect("equal")
-        axes.margins(0.15)
-        axes.set_axis_off()
+        plot_coloring(axes, self._graph(x), self._colors(y))
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
         """Return a line for each vertex, with its neighbours; ``2:0`` is vertex 2 in colour 0."""
-        graph, paint = self._graph(x), painter(colour)
-        colors = None if y is None else (y - self._first_color).tolist()
+        return render_coloring(self._graph(x), self._colors(y), None, colour)
 
-        def name_vertex(v: int, neighbour: int | None = None) -> str:
-            if colors is None:
-                return f"{v:>2}"
-            name = f"{v:>2}:{colors[v] if colors[v] >= 0 else '?'}"
-            if colors[v] < 0 or (neighbour is not None and colors[v] == colors[neighbour]):
-                return mark_mistake(name, paint)
-            paper = PALETTE[colors[v]]
-            return paint(name, contrasting_ink(paper), nearest_colour(paper)) + " "
-
-        lines = [f"    {name_vertex(v)}   {' '.join(name_vertex(w, v) for w in sorted(graph[v]))}" for v in graph]
-        return "\n".join(("vertex   neighbours" if y is None else "vertex:colour   neighbours", *lines))
+    def _colors(self, y: Tensor | None) -> list[int] | None:
+        """Return the colour of each vertex in an answer, negative for a token that is not a colour."""
+        return None if y is None else (y - self._first_color).tolist()
 
     def _graph(self, x: Tensor | None) -> nx.Graph:
         return nx.from_numpy_array(self.adjacency(x).numpy().astype(int))
-
-
-# ---- graphs ------------------------------------------------------------------------------------------------------
-
-
-def draw_graphs(rng: np.random.Generator, n: int, p: float, count: int) -> np.ndarray:
-    """Draw ``count`` distinct labelled 3-colourable graphs from G(n, p): bool ``[count, n, n]``.
-
-    Fewer graphs are returned if 20 batches in a row give no new one (for small n or extreme p).
-    """
-    rows, cols = np.triu_indices(n, 1)
-    edge_sets: dict[bytes, None] = {}  # in the order in which they were drawn
-    barren_batches = 0
-    while len(edge_sets) < count and barren_batches < 20:
-        edges = rng.random((4096, len(rows))) < p
-        is_colorable = enumerate_colorings(torch.from_numpy(edges))[1].numpy() > 0
-        previous_count = len(edge_sets)
-        edge_sets.update(dict.fromkeys(row.tobytes() for row in edges[is_colorable]))
-        barren_batches = barren_batches + 1 if len(edge_sets) == previous_count else 0
-    edges = np.frombuffer(b"".join(list(edge_sets)[:count]), dtype=bool).reshape(-1, len(rows))
-    graphs = np.zeros((len(edges), n, n), dtype=bool)
-    graphs[:, rows, cols] = edges
-    return graphs | graphs.transpose(0, 2, 1)
-
-
-def isomorphism_invariants(graphs: np.ndarray) -> list[bytes]:
-    """Return a key for each graph. Isomorphic graphs have equal keys; graphs that are not isomorphic rarely do.
-
-    A vertex is described by the numbers of walks, and of closed walks, of each length up to n that start at it. The
-    key is the sorted list of these descriptions. The numbers are exact, because they stay below 12^12.
-    """
-    n = graphs.shape[-1]
-    adjacency = graphs.astype(np.int64)
-    power = np.broadcast_to(np.eye(n, dtype=np.int64), adjacency.shape)
-    columns = []
-    for _ in range(n):
-        power = power @ adjacency
-        columns += [power.sum(-1), np.diagonal(power, axis1=-2, axis2=-1)]
-    descriptions = np.stack(columns, axis=-1)  # [graphs, n, 2n]
-    return [rows[np.lexsort(rows.T)].tobytes() for rows in descriptions]
-
-
-@cache
-def canonical_colorings(n: int) -> tuple[Tensor, Tensor]:
-    """List the canonical colourings of n vertices with at most three colours, in lexicographic order.
-
-    Returns:
-        The colourings, int64 ``[C, n]``; and for each of them, as 0 or 1, which pairs of vertices have the same
-        colour, float32 ``[C, n (n - 1) / 2]``.
-    """
-    colorings = torch.zeros(1, 1, dtype=torch.long)
-    for _ in range(n - 1):  # the next vertex has a colour that is in use, or the next new one
-        color = torch.arange(COLORS).repeat(len(colorings))[:, None]
-        colorings = torch.cat((colorings.repeat_interleave(COLORS, 0), color), 1)
-        colorings = colorings[colorings[:, -1] <= colorings[:, :-1].amax(1) + 1]
-    rows, cols = torch.triu_indices(n, n, offset=1)
-    return colorings, (colorings[:, rows] == colorings[:, cols]).float()
-
-
-def enumerate_colorings(edges: Tensor) -> tuple[Tensor, Tensor]:
-    """List the canonical 3-colourings of each graph.
-
-    Args:
-        edges: bool ``[N, n (n - 1) / 2]``, the upper triangles of the adjacency matrices.
-
-    Returns:
-        The colourings, int64 ``[M, n]``, graph after graph, and their number for each graph, int64 ``[N]``.
-    """
-    n = round((1 + (1 + 8 * edges.shape[-1]) ** 0.5) / 2)
-    colorings, has_same_color = canonical_colorings(n)
-    solutions, counts = [], []
-    for chunk in edges.split(max(1, 20_000_000 // len(colorings))):
-        is_proper = chunk.float() @ has_same_color.T == 0
-        solutions.append(colorings[is_proper.nonzero()[:, 1]])
-        counts.append(is_proper.sum(1))
-    return torch.cat(solutions), torch.cat(counts)

@@ -80,14 +80,14 @@ def _parse_line(line: str, check_order: CheckOrder) -> Edges:
         raise InputError(f"{excerpt!r} is a directed graph (digraph6): write its undirected graph in graph6")
     if line.startswith(";"):
         raise InputError(f"{excerpt!r} is incremental sparse6: write each graph whole, in graph6 or sparse6")
-    other_format = "" if _has_graph6_length(line) else _other_format(line)
+    other_format = "" if has_graph6_length(line) else _other_format(line)
     if other_format:
         raise InputError(
             f"this is {other_format}: give graphs in graph6, one on each line (networkx.to_graph6_bytes writes them), "
             "or DIMACS"
         )
     words = line.split()
-    if len(words) > 1 and _has_graph6_length(words[0]):
+    if len(words) > 1 and has_graph6_length(words[0]):
         raise InputError(f"there is more on the line than a graph, {' '.join(words[1:])[:20]!r}: keep its first column")
     is_sparse6 = line.startswith(":")
     body = line[is_sparse6:]
@@ -128,7 +128,7 @@ def _order(body: str, excerpt: str) -> int:
     return order
 
 
-def _has_graph6_length(word: str) -> bool:
+def has_graph6_length(word: str) -> bool:
     """Return whether a word has the length that graph6 needs for its number of vertices."""
     if not word or not all(63 <= ord(c) <= 126 for c in word):
         return False

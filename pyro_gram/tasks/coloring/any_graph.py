@@ -1,0 +1,274 @@
+"""Colouring of graphs of any size, with three to six colours and with clues: the layout ``graph`` of ``coloring``."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_gram.errors import InputError
+from pyro_gram.spec import TaskSpec
+from pyro_gram.system.text import PuzzleText
+from pyro_gram.tasks.base import SPLITS, PuzzleSet
+from pyro_gram.tasks.coloring.any_graph_text import read_graph, split_any_graphs, write_suffix
+from pyro_gram.tasks.coloring.config import MAX_POSITIONS, MIN_COLORS, MIN_VERTICES, ColoringConfig
+from pyro_gram.tasks.coloring.exact import count_partial_colorings, is_colorable
+from pyro_gram.tasks.coloring.graph_splits import draw_fresh_graphs, make_splits
+from pyro_gram.tasks.coloring.graph_tokens import (
+    FREE,
+    RELATIONS,
+    GraphBatch,
+    canonical_names,
+    decode_graphs,
+    encode_graphs,
+    fixed_names,
+    graph_structure,
+    padding_token,
+)
+from pyro_gram.tasks.coloring.graphs import isomorphism_invariants
+from pyro_gram.tasks.coloring.pictures import plot_coloring, render_coloring
+from pyro_gram.tasks.coloring.task import Coloring
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class GraphColoring(Coloring):
+    """Colour the vertices of a graph so that no edge joins two vertices of one colour, and all clues are kept.
+
+    An input says how many colours its answers may use; a clue is the given colour of a vertex.
+
+    Attributes:
+        max_positions: the number of vertices of the largest graph that is read.
+        num_colors: the most colours that an input may use.
+    """
+
+    max_positions = MAX_POSITIONS
+
+    def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
+        self.config = config
+        self.paper_name = ""
+        n, self.num_colors = config.largest_size, config.colors
+        self.n = n
+        self._first_color = 0
+        padding = padding_token(self.num_colors)
+        structure = partial(graph_structure, colors=self.num_colors)
+        self.spec = TaskSpec(
+            n, n, padding + 1, n, self.num_colors, structure=structure, relations=RELATIONS, padding=padding
+        )
+
+    # ---- layout ------------------------------------------------------------------------------------------------
+
+    def encode(self, adjacency: Tensor) -> Tensor:
+        """Convert graphs without padding and clues, bool ``[..., n, n]``, to inputs with three colours."""
+        clues = torch.full(adjacency.shape[:-1], FREE)
+        num_colors = torch.full(adjacency.shape[:-2], MIN_COLORS)
+        return encode_graphs(adjacency, clues, num_colors, self.num_colors, max(self.n, adjacency.shape[-1]))
+
+    def decode(self, x: Tensor | None) -> GraphBatch:
+        """Return the adjacency, the clues, the numbers of colours and the mask of inputs ``[..., n, n]``."""
+        assert x is not None
+        return decode_graphs(x, self.num_colors)
+
+    def edges(self, x: Tensor | None) -> Tensor:
+        """Return which pairs are edges, bool ``[..., n (n - 1) / 2]``, in the order of the upper triangle."""
+        assert x is not None
+        rows, cols = torch.triu_indices(x.shape[-1], x.shape[-1], offset=1)
+        return x[..., rows, cols] == 1
+
+    def adjacency(self, x: Tensor | None) -> Tensor:
+        return self.decode(x).adjacency
+
+    def colors_of(self, x: Tensor) -> Tensor:
+        """Return how many colours each input may use, int64 ``[...]``."""
+        return self.decode(x).num_colors
+
+    def with_colors(self, x: Tensor, colors: int) -> Tensor:
+        """Return the inputs ``x`` ``[..., n, n]`` with another number of colours.
+
+        Raises:
+            InputError: the task has not so many colours, or a clue has a colour beyond them.
+        """
+        graphs = self.decode(x)
+        if not MIN_COLORS <= colors <= self.num_colors:
+            raise InputError(f"this task colours with {MIN_COLORS} to {self.num_colors} colours, not {colors}")
+        largest_clue = int(graphs.clues.max())
+        if largest_clue >= colors:
+            raise InputError(f"a clue has colour {largest_clue}: with {colors} colours they are 0 to {colors - 1}")
+        shift = (self.num_colors + 1) * (colors - graphs.num_colors)[..., None]
+        x = x.clone()
+        diagonal = x.diagonal(dim1=-2, dim2=-1)
+        diagonal += torch.where(graphs.mask, shift, 0)
+        return x
+
+    # ---- right and equal answers -------------------------------------------------------------------------------
+
+    def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """Count edges whose ends have one colour, clues that are not kept, and colours beyond the number of colours."""
+        graphs = self.decode(x)
+        is_edge = graphs.adjacency & (y[..., :, None] == y[..., None, :])
+        breaks_clue = (graphs.clues != FREE) & (graphs.clues != y)
+        is_beyond = graphs.mask & (y >= graphs.num_colors[..., None])
+        return is_edge.sum((-2, -1)) // 2 + breaks_clue.sum(-1) + is_beyond.sum(-1)
+
+    def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """Rename the colours that no clue has, in order of first appearance. Padding becomes 0."""
+        graphs = self.decode(x)
+        return canonical_names(y, fixed_names(graphs, self.num_colors), graphs.mask)
+
+    # ---- data --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _splits(self) -> dict[str, PuzzleSet]:
+        return make_splits(self.config)
+
+    def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
+        """Draw graphs of all sizes. None of them is isomorphic to another one or to a graph of a split."""
+        classes: set[Hashable] = set()
+        for split in SPLITS:
+            inputs = self.split(split).inputs
+            assert inputs is not None
+            sizes = self.spec.sizes_of(inputs)
+            for n in self.config.sizes:
+                adjacency = self.adjacency(inputs[sizes == n])[:, :n, :n]
+                classes.update(isomorphism_invariants(adjacency.numpy()))
+        return draw_fresh_graphs(self.config, np.random.default_rng(data_seed), count, classes)
+
+    def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Permute the vertices of each pair and the names of its colours, and make the answer canonical again."""
+        graphs = self.decode(x)
+        assert x is not None
+        n = y.shape[-1]
+        keys = torch.rand(*y.shape, generator=generator)
+        order = torch.where(graphs.mask, keys, 1.0 + torch.arange(n)).argsort(-1)  # padding stays at the end
+        color = torch.arange(self.num_colors)
+        keys = torch.rand(*y.shape[:-1], self.num_colors, generator=generator)
+        is_open = color < graphs.num_colors[..., None]
+        names = torch.where(is_open, keys, 1.0 + color).argsort(-1)  # the names of closed colours stay
+        clues = torch.where(graphs.clues == FREE, FREE, names.gather(-1, graphs.clues.clamp(min=0)))
+        y = torch.where(graphs.mask, names.gather(-1, y), 0).gather(-1, order)
+        x = x.clone()
+        diagonal = x.diagonal(dim1=-2, dim2=-1)
+        diagonal += torch.where(graphs.mask, clues - graphs.clues, 0)
+        x = x.gather(-2, order[..., :, None].expand_as(x)).gather(-1, order[..., None, :].expand_as(x))
+        return x, self.canonical_form(x, y)
+
+    # ---- text and picture --------------------------------------------------------------------------------------
+
+    def parse(self, text: str) -> Tensor:
+        """Parse a graph in graph6 or sparse6 (one line, perhaps with clues), in DIMACS .col format, or as its edges."""
+        graph = read_graph(text, self._check_order)
+        return self._input_from(graph.order, graph.edges, graph.clues, graph.colors)
+
+    def parse_graph(self, graph: nx.Graph) -> Tensor:
+        """Convert a simple graph. The attribute ``color`` of a vertex is its clue, a whole number from 0.
+
+        If the vertices are not 0 to n - 1, they are numbered in the graph's order.
+
+        Raises:
+            InputError: the graph is directed, has parallel edges, loops or another size, or cannot be coloured; or a
+                clue is no colour of this task.
+        """
+        graph = self._checked_graph(graph)
+        clues = [self._clue_of(v, graph.nodes[v].get("color")) for v in range(len(graph))]
+        return self._input_from(len(graph), graph.edges, clues)
+
+    def _clue_of(self, vertex: int, value: Any) -> int:
+        if value is None:
+            return FREE
+        is_number = hasattr(value, "__index__") and not isinstance(value, bool)
+        if not is_number or not 0 <= value.__index__() < self.num_colors:
+            raise InputError(
+                f"the attribute color of vertex {vertex} is {value!r}: a clue is a whole number from 0 to "
+                f"{self.num_colors - 1}; remove the attribute of vertices without a clue"
+            )
+        return int(value)
+
+    def _input_from(
+        self, order: int, edges: Iterable[tuple[int, int]], clues: list[int], colors: int | None = None
+    ) -> Tensor:
+        """Return the tokens of a graph. Raises InputError if it is proved that it has no colouring.
+
+        ``colors`` is the number of colours that the input may use; None: three, or more if a clue has a higher colour.
+        Then it is checked that the most colours of the task suffice.
+        """
+        largest_clue = max(clues)
+        if largest_clue >= self.num_colors:
+            raise InputError(
+                f"a clue has colour {largest_clue}: the colours of this task are 0 to {self.num_colors - 1}"
+            )
+        adjacency = torch.zeros(order, order, dtype=torch.bool)
+        for u, v in edges:
+            adjacency[u, v] = adjacency[v, u] = True
+            if clues[u] == clues[v] != FREE:
+                raise InputError(f"vertices {u} and {v} are adjacent and have the same clue, colour {clues[u]}")
+        num_colors = torch.tensor(max(MIN_COLORS, largest_clue + 1))
+        x = encode_graphs(adjacency, torch.tensor(clues), num_colors, self.num_colors, max(self.n, order))
+        x = x if colors is None else self.with_colors(x, colors)
+        most = self.num_colors if colors is None else colors
+        is_possible, method = is_colorable(adjacency.numpy(), np.array(clues), most)
+        if is_possible is False:
+            clause = " with its clues" if largest_clue >= 0 else ""
+            raise InputError(f"the graph{clause} is not {most}-colourable ({method}): no answer exists")
+        return x
+
+    def is_colorable(self, x: Tensor) -> bool | None:
+        """Return whether one input ``x [n, n]`` can be coloured with its number of colours; None if this is unknown."""
+        return is_colorable(*self._exact_arguments(x))[0]
+
+    def count_solutions(self, x: Tensor) -> int | None:
+        """Count the colourings of one input up to the names of colours without a clue; None if they are too many."""
+        return count_partial_colorings(*self._exact_arguments(x))
+
+    def _exact_arguments(self, x: Tensor) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return the adjacency matrix, the clues and the number of colours of one input, without padding."""
+        graph = self.decode(x)
+        n = int(graph.mask.sum())
+        return graph.adjacency[:n, :n].numpy(), graph.clues[:n].numpy(), int(graph.num_colors)
+
+    def _check_order(self, n: int) -> None:
+        if not self.config.min_vertices:
+            super()._check_order(n)
+        elif not MIN_VERTICES <= n <= self.max_positions:
+            raise InputError(f"the graph has {n} vertices; this task reads {MIN_VERTICES} to {self.max_positions}")
+
+    def puzzle_texts(self, text: str) -> list[PuzzleText]:
+        """Cut a file into graphs: one on each line, or in DIMACS one for each p line; a list of edges is one graph."""
+        return split_any_graphs(text)
+
+    def format_input(self, x: Tensor | None) -> str:
+        """Return the graph in graph6, then its clues, if any, and the number of colours where it is not the least."""
+        graph = self.decode(x)
+        clues = graph.clues[graph.mask].tolist()
+        colors = int(graph.num_colors)
+        return super().format_input(x) + write_suffix(clues, colors if colors > max(MIN_COLORS, *clues, -1) else None)
+
+    def format_solution(self, x: Tensor | None, y: Tensor) -> str:
+        """Return the colours as digits, vertex by vertex."""
+        return "".join(map(str, y[self.decode(x).mask].tolist()))
+
+    def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
+        plot_coloring(axes, self._graph(x), self._answer_of(x, y), self._clues_of(x))
+
+    def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
+        """Return a line for each vertex, with its neighbours; ``2:0`` is vertex 2 in colour 0 (or with clue 0)."""
+        return render_coloring(self._graph(x), self._answer_of(x, y), self._clues_of(x), colour)
+
+    def _answer_of(self, x: Tensor | None, y: Tensor | None) -> list[int] | None:
+        return None if y is None else y[self.decode(x).mask].tolist()
+
+    def _clues_of(self, x: Tensor | None) -> list[int] | None:
+        """Return the clue of each vertex, -1 for none; None if the input has no clues."""
+        graph = self.decode(x)
+        clues = graph.clues[graph.mask].tolist()
+        return clues if max(clues) >= 0 else None
+
+    def _graph(self, x: Tensor | None) -> nx.Graph:
+        graph = self.decode(x)
+        n = int(graph.mask.sum())
+        return nx.from_numpy_array(graph.adjacency[:n, :n].numpy().astype(int))
