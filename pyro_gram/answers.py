@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pyro_gram.errors import InputError
 from pyro_gram.sampling.selection import select_by_value, tally
+from pyro_gram.tasks.base import Task
+
+FEWEST_COLORS = 3  # the number of colours that is tried first
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Answers:
         mean_steps: the mean number of supervision steps of a trajectory.
         caveats: the reasons why frequencies do not estimate p(y | x), if any (:meth:`Solver.frequency_caveats`).
         x: the tokens of the input, int64 ``[*event]``.
+        colors: the largest number of colours of an answer; None in tasks without such a number.
+        fewer_colors: what came of each smaller number of colours that was tried: ``{3: "none found in 20 samples"}``.
     """
 
     input: str
@@ -62,6 +70,8 @@ class Answers:
     mean_steps: float
     caveats: tuple[str, ...]
     x: Tensor = field(repr=False, compare=False)
+    colors: int | None = None
+    fewer_colors: dict[int, str] = field(default_factory=dict)
 
     @property
     def frequencies(self) -> str:
@@ -71,6 +81,7 @@ class Answers:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, as ``solve.py --json`` prints them."""
         names = ("solution", "count", "valid", "score", "value")
+        colors = {} if self.colors is None else {"colors": self.colors, "fewer_colors": self.fewer_colors}
         return {
             "input": self.input,
             "solutions": [{name: getattr(a, name) for name in names} for a in self.solutions],
@@ -81,6 +92,7 @@ class Answers:
             "distinct_valid": self.distinct_valid,
             "total": self.total,
             "frequencies": self.frequencies,
+            **colors,
         }
 
 
@@ -121,3 +133,35 @@ def select_answers(
         text = texts[select_by_value(texts, values, scores).first]
         return [answer for answer in answers if answer.solution == text]
     return answers
+
+
+def solve_with_fewest_colors(task: Task, x: Tensor, solve: Callable[[Tensor], Iterable[Answers]]) -> list[Answers]:
+    """Solve inputs ``[B, *event]`` with 3 colours, then those without a right answer with 4 colours, and so on.
+
+    Args:
+        task: a task with a number of colours.
+        x: the inputs.
+        solve: returns the answers to a batch of inputs.
+
+    Raises:
+        InputError: it is proved that an input cannot be coloured with the most colours of the task.
+    """
+    results: dict[int, Answers] = {}
+    attempts: list[dict[int, str]] = [{} for _ in x]
+    pending = list(range(len(x)))
+    for colors in range(FEWEST_COLORS, task.max_colors + 1):
+        rows: dict[int, Tensor] = {}
+        for i in pending:
+            try:
+                rows[i] = task.with_colors(x[i], colors)
+            except InputError:
+                if colors == task.max_colors:
+                    raise
+                attempts[i][colors] = "proved impossible"
+        for i, answers in zip(rows, solve(torch.stack(list(rows.values()))) if rows else (), strict=True):
+            results[i] = replace(answers, colors=colors, fewer_colors=dict(attempts[i]))
+            attempts[i][colors] = f"none found in {answers.num_samples} samples"
+        pending = [i for i in pending if i not in results or not results[i].distinct_valid]
+        if not pending:
+            break
+    return [results[i] for i in range(len(x))]

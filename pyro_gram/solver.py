@@ -7,7 +7,8 @@ of the answers name such settings (:meth:`Solver.frequency_caveats`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import torch
@@ -126,13 +127,31 @@ class Solver:
             UserError: a count is below 1; temper, halt or draws has a wrong value; or there is too little memory.
             ConfigError: halt is set without heads; or the draws are antithetic or Sobol and the prior is not Gaussian.
         """
+        settings: dict[str, Any] = {"temper": temper, "halt": halt, "draws": draws}
+        settings |= {"memory": memory, "progress": progress, "history": history}
+        return self._sample(self._tokens(x), num_samples, depth, seed, **settings)
+
+    def _sample(
+        self,
+        tokens: Tensor | None,
+        num_samples: int,
+        depth: int | None,
+        seed: int,
+        *,
+        history: bool = False,
+        temper: TemperConfig | None = None,
+        halt: float | None = None,
+        draws: str = "independent",
+        memory: float | None = None,
+        progress: Callable[[int], Any] | None = None,
+    ) -> Rollout:
+        """Sample as :meth:`sample` does. The caller has checked the tokens."""
         if temper is not None and not isinstance(temper, TemperConfig):
             raise UserError(f"temper must be a pyro_gram.TemperConfig, not {temper!r}")
         check_choice("draws", draws, DRAWS)
         num_samples, seed = to_int("num_samples", num_samples), to_int("seed", seed)
         depth = self.config.depth if depth is None else to_int("depth", depth)
         self.check_depth(depth)
-        tokens = self._tokens(x)
         common_settings: dict[str, Any] = {
             "num_samples": num_samples,
             "depth": depth,
@@ -200,7 +219,7 @@ class Solver:
 
     def _tokens(self, x: Any) -> Tensor | None:
         """Return checked input tokens, int64 ``[B, *event]``; None for p(x). Raises InputError."""
-        from pyro_gram.tasks.inputs import input_tokens
+        from pyro_gram.tasks.inputs import has_event_shape, input_tokens
 
         spec = self.task.spec
         if not spec.has_input:
@@ -215,9 +234,10 @@ class Solver:
             x = input_tokens(self.task, x)
         if len(x) == 0:
             raise InputError("no input: give at least one")
-        event = spec.input_shape
-        if tuple(x.shape[1:]) != event:
-            raise InputError(f"x must have the shape [B, {', '.join(map(str, event))}], not {list(x.shape)}")
+        if not has_event_shape(self.task, x.shape[1:]):
+            event, most = spec.input_shape, self.task.max_positions
+            sizes = f", or the same with any size up to {most}" if spec.padding is not None and most else ""
+            raise InputError(f"x must have the shape [B, {', '.join(map(str, event))}]{sizes}, not {list(x.shape)}")
         tokens = x
         if spec.puzzles:
             tokens = x[:, 1:]
@@ -234,6 +254,7 @@ class Solver:
         depth: int | None = None,
         seed: int = 0,
         select: str = "all",
+        colors: int | None = None,
         **settings: Unpack[SampleSettings],
     ) -> list[Answers]:
         """Return the distinct answers to each input, the most frequent first.
@@ -246,13 +267,15 @@ class Solver:
             select: ``all`` distinct answers; or a single one: ``vote``, the most frequent answer; ``value``, the most
                 frequent answer unless the value head trusts another clearly more (``sampling.selection``);
                 ``verified``, the most frequent answer that the task's check accepts (none if no sample is right).
+            colors: the largest number of colours of an answer, in tasks that have such a number
+                (``Task.max_colors``). With None these tasks try 3 colours, then 4 and so on, until a sample is right.
             **settings: ``temper``, ``halt``, ``draws``, ``memory``, ``progress``, as for :meth:`sample`.
 
         Raises:
             InputError, UserError, ConfigError: as for :meth:`sample`; or the selection is unknown, or impossible for
-                this model or one of the inputs.
+                this model or one of the inputs; or it is proved that an input needs more than ``colors``.
         """
-        return list(self.stream(x, num_samples, depth, seed, select, **settings))
+        return list(self.stream(x, num_samples, depth, seed, select, colors, **settings))
 
     def stream(
         self,
@@ -261,9 +284,13 @@ class Solver:
         depth: int | None = None,
         seed: int = 0,
         select: str = "all",
+        colors: int | None = None,
         **settings: Unpack[SampleSettings],
     ) -> Iterator[Answers]:
         """Yield the results of :meth:`solve` batch by batch. All inputs are checked before the first batch."""
+        from pyro_gram.answers import FEWEST_COLORS, solve_with_fewest_colors
+        from pyro_gram.tasks.inputs import input_with_colors
+
         num_samples, seed = to_int("num_samples", num_samples), to_int("seed", seed)
         depth = None if depth is None else to_int("depth", depth)
         check_counts(seed=seed, num_samples=num_samples)
@@ -275,20 +302,30 @@ class Solver:
         tokens = self._tokens(x)
         if tokens is None:
             raise InputError("this checkpoint is a model p(x): there is no input to solve, use sample")
+        if colors is not None:
+            with generator_lock():
+                tokens = input_with_colors(self.task, tokens, to_int("colors", colors))
         self._check_selection(select, tokens)
+        finds_colors = colors is None and self.task.max_colors > FEWEST_COLORS
+
+        def solve_batch(number: int, batch: Tensor) -> Iterator[Answers]:
+            batch_seed = _batch_seed(seed, number)
+            solve = partial(
+                self._solve, num_samples=num_samples, depth=depth, seed=batch_seed, select=select, settings=settings
+            )
+            if finds_colors:
+                return iter(solve_with_fewest_colors(self.task, batch, solve))
+            return (replace(answers, colors=colors) for answers in solve(batch))
+
         batches = tokens.split(max(1, BATCH_TRAJECTORIES // num_samples))
-        return (
-            answers
-            for number, batch in enumerate(batches)
-            for answers in self._solve(batch, num_samples, depth, _batch_seed(seed, number), select, settings)
-        )
+        return (answers for number, batch in enumerate(batches) for answers in solve_batch(number, batch))
 
     def _solve(
         self, x: Tensor, num_samples: int, depth: int | None, seed: int, select: str, settings: SampleSettings
     ) -> Iterator[Answers]:
         from pyro_gram.answers import Answers, select_answers, tally_answers
 
-        samples = self.sample(x, num_samples, depth, seed, **settings)
+        samples = self._sample(x, num_samples, depth, seed, **settings)
         tokens = self.task.canonical_form(x, samples.tokens)
         is_valid = self.task.is_valid(x, tokens).double()
         is_valid[~self.task.has_known_answer(x, tokens)] = torch.nan

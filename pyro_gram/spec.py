@@ -154,6 +154,27 @@ class TaskSpec:
         size = int(self.sizes_of(x).max())
         return x[..., :size] if self.input_features is None else x[..., :size, :size], y[..., :size]
 
+    def pad(self, x: Tensor, size: int) -> Tensor:
+        """Add padding to inputs until they have ``size`` tokens, as the inverse of :meth:`crop`.
+
+        In a matrix, the new tokens on the diagonal are ``padding`` and all others are 0. Inputs that have ``size``
+        tokens or more stay unchanged.
+
+        >>> matrices = TaskSpec(3, 3, 4, 3, 2, structure=lambda x: Structure(x, x[None] >= 0), padding=3)
+        >>> matrices.pad(torch.tensor([[2, 1], [1, 2]]), 3)
+        tensor([[2, 1, 0],
+                [1, 2, 0],
+                [0, 0, 3]])
+        """
+        missing = size - x.shape[-1]
+        if self.padding is None or missing <= 0:
+            return x
+        if self.input_features is None:
+            return torch.nn.functional.pad(x, (0, missing), value=self.padding)
+        x = torch.nn.functional.pad(x, (0, missing, 0, missing))
+        x.diagonal(dim1=-2, dim2=-1)[..., -missing:] = self.padding
+        return x
+
 
 def side_of(positions: int) -> int:
     """Return n for n^2 positions (``has_value_positions``)."""

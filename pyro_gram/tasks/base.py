@@ -190,6 +190,8 @@ class Task(ABC):
     classifier: ClassVar[str] = ""  # "digits": samples are scored by the digit classifier
     equivalence: ClassVar[str] = ""  # says what ``canonical_form`` ignores: "up to the names of the colours"
     difficulty_label: ClassVar[str] = ""  # an axis label for ``difficulty``
+    max_positions: int | None = None  # the largest size of an input, if inputs of several sizes are solved
+    max_colors: int = 0  # the largest number of colours that ``with_colors`` accepts; 0 if the task has no such number
     paper_name: str = ""  # the key of this task in diagnostics/paper.toml; empty if the paper has no such task
 
     # ---- required --------------------------------------------------------------------------------------------------
@@ -325,6 +327,14 @@ class Task(ABC):
     def parse_graph(self, graph: Any) -> Tensor:
         """Convert a networkx graph to one input, int64 ``[*event]``. Raises InputError (by default always)."""
         raise InputError(f"an input of the task {self._name()} is no graph: give texts")
+
+    def with_colors(self, x: Tensor, colors: int) -> Tensor:
+        """Return the input ``x [*event]`` for answers with at most ``colors`` colours.
+
+        Raises:
+            InputError: it is proved that no such answer exists; or the task has no number of colours (the default).
+        """
+        raise InputError(f"the task {self._name()} has no number of colours: leave it out")
 
     # ---- pictures --------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ INPUT_TYPES = "give texts, networkx graphs, or whole numbers as a tensor or an a
 
 def input_tokens(task: Task, x: Any) -> Tensor:
     """Convert one or several inputs to tokens, int64 ``[B, ...]``. The caller checks the tokens' shape and range.
+
+    If the task has inputs of several sizes, smaller inputs are padded to the largest one.
 
     Args:
         task: parses texts and graphs.
@@ -38,9 +41,38 @@ def input_tokens(task: Task, x: Any) -> Tensor:
     rows = [_parse_item(task, item, number) for number, item in enumerate(x, start=1)]
     if not rows:
         raise InputError("no input: give at least one")
+    if task.spec.padding is not None and all(has_event_shape(task, row.shape) for row in rows):
+        size = max(row.shape[-1] for row in rows)
+        rows = [task.spec.pad(row, size) for row in rows]
     if len({row.shape for row in rows}) > 1:
         raise InputError(f"inputs differ in shape: {', '.join(sorted({str(list(row.shape)) for row in rows}))}")
     return torch.stack(rows)
+
+
+def input_with_colors(task: Task, x: Tensor, colors: int) -> Tensor:
+    """Return inputs ``[B, *event]`` for answers with at most ``colors`` colours.
+
+    Raises:
+        InputError: the task has no such number of colours; or it is proved that an input needs more.
+    """
+    if task.max_colors and not 1 <= colors <= task.max_colors:
+        raise InputError(f"this checkpoint colours with 1 to {task.max_colors} colours, not {colors}")
+    rows = []
+    for number, row in enumerate(x, start=1):
+        try:
+            rows.append(task.with_colors(row, colors))
+        except InputError as e:
+            raise (InputError(f"input {number}: {e}") if len(x) > 1 and task.max_colors else e) from None
+    return torch.stack(rows)
+
+
+def has_event_shape(task: Task, shape: Sequence[int]) -> bool:
+    """Return whether ``shape`` is the shape of one input; a task with ``max_positions`` accepts every smaller size."""
+    spec = task.spec
+    if spec.padding is None or task.max_positions is None:
+        return tuple(shape) == spec.input_shape
+    dims = len(spec.input_shape)
+    return len(shape) == dims and len(set(shape)) == 1 and 1 <= shape[0] <= task.max_positions
 
 
 def _parse_item(task: Task, item: Any, number: int) -> Tensor:
@@ -67,7 +99,7 @@ def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
         InputError: a row changes, or cannot be parsed. The message counts rows from ``first``.
     """
     spec = task.spec
-    if tuple(tokens.shape[1:]) != spec.input_shape or not spec.has_input:
+    if not spec.has_input or not has_event_shape(task, tokens.shape[1:]):
         return tokens
     numbers = tokens[:, 1:] if spec.puzzles else tokens
     if numbers.numel() and not 0 <= int(numbers.min()) <= int(numbers.max()) < spec.input_vocabulary:
@@ -77,7 +109,7 @@ def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
     for number, row in enumerate(tokens.cpu(), start=first):
         text = task.format_input(row)
         try:
-            is_same = torch.equal(task.parse(text), row)
+            is_same = _is_same_input(task, task.parse(text), row)
         except InputError as e:
             raise InputError(f"input {number}, read as tokens, is {text[:40]!r}: {e}") from None
         if not is_same:
@@ -86,6 +118,19 @@ def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
                 "board or a matrix is not read): give a text, such as str(array.tolist()), or a networkx graph"
             )
     return tokens
+
+
+def _is_same_input(task: Task, parsed: Tensor, row: Tensor) -> bool:
+    """Return whether ``row`` is an input that was parsed from its text, perhaps with fewer colours or more padding."""
+    size = max(parsed.shape[-1], row.shape[-1])
+    parsed, row = task.spec.pad(parsed, size), task.spec.pad(row, size)
+    if torch.equal(parsed, row):
+        return True
+    for colors in range(1, task.max_colors + 1):
+        with suppress(InputError):
+            if torch.equal(task.with_colors(parsed, colors), row):
+                return True
+    return False
 
 
 def _to_integers(values: Any) -> Tensor:
