@@ -54,43 +54,41 @@ def draw_targets(likelihood: Any, candidates: Candidates) -> Tensor:
         int64 ``[B, L_out]``.
     """
     solutions, mask, namings = candidates.solutions, candidates.mask, candidates.namings
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    is_naming, is_token = candidates.is_naming, candidates.is_token
-    if namings is None or is_naming is None or is_token is None:
+    if namings is None or candidates.is_naming is None or candidates.is_token is None:
         log_p = torch.zeros(mask.shape, device=mask.device) if likelihood is None else likelihood.log_prob(solutions)
+        columns = torch.arange(mask.shape[1], device=mask.device)
         return solutions[_draw(log_p.masked_fill(~mask, -torch.inf)), columns]
-    is_open = mask[:, None] & is_naming  # [K, P, B]
-    values = one_hot(solutions, namings.shape[-1]) * is_token[..., None]  # [K, B, L_out, classes]
-    log_p = torch.zeros(is_open.shape, device=mask.device)
-    if likelihood is not None:
-        log_p = _log_prob_of_namings(likelihood, values, namings) - _log_repeats(values, namings, is_naming)
-    index = _draw(log_p.masked_fill(~is_open, -torch.inf).flatten(0, 1))
-    targets = solutions[index // len(namings), columns]
-    return namings[index % len(namings)].gather(-1, targets) * is_token
+    logits = None if likelihood is None else likelihood.base_dist.logits  # [B, L_out, classes], normalised
+    targets = torch.zeros_like(solutions[0])
+    for b, is_token in enumerate(candidates.is_token):  # inputs differ much in their numbers of solutions and namings
+        own_namings = namings[candidates.is_naming[:, b]]
+        own_solutions = solutions[mask[:, b], b][:, is_token]
+        own_logits = None if logits is None else logits[b, is_token]
+        targets[b, is_token] = _draw_named(own_logits, own_solutions, own_namings)
+    return targets
 
 
 def _draw(log_p: Tensor) -> Tensor:
-    """Draw an index along the first dimension, ``[N, B] -> int64 [B]``."""
+    """Draw an index along the first dimension, ``[N, ...] -> int64 [...]``."""
     gumbel = -torch.empty_like(log_p).exponential_().log()  # the greatest of log p + Gumbel noise is a draw from p
     return (log_p + gumbel).argmax(0)
 
 
-def _log_prob_of_namings(likelihood: Any, values: Tensor, namings: Tensor) -> Tensor:
-    """Return the log density of every naming of every solution, nats, ``[K, P, B]``.
+def _draw_named(logits: Tensor | None, solutions: Tensor, namings: Tensor) -> Tensor:
+    """Draw a solution of one input and a naming of its values, int64 ``[L]``.
 
     Args:
-        values: the solutions, one-hot, 0 at padding, ``[K, B, L_out, classes]``.
+        logits: normalised, ``[L, classes]``; None to draw solutions, and their namings, uniformly.
+        solutions: int64 ``[K, L]``.
+        namings: int64 ``[P, classes]``.
     """
-    logits = likelihood.base_dist.logits  # [B, L_out, classes], normalised
-    # by_value[k, b, v, w]: the sum over the tokens with value v in solution k, if they all had value w
-    by_value = torch.einsum("kblv,blw->kbvw", values.to(logits.dtype), logits)
-    index = torch.arange(namings.shape[-1], device=namings.device)
-    return by_value[..., index, namings].sum(-1).movedim(-1, 1)
-
-
-def _log_repeats(values: Tensor, namings: Tensor, is_naming: Tensor) -> Tensor:
-    """Return the log of how many namings give the same answer, because they rename unused values, ``[K, 1, B]``."""
-    is_used = values.amax(-2).float()  # [K, B, classes]
-    is_renamed = (namings != torch.arange(namings.shape[-1], device=namings.device)).float()  # [P, classes]
-    is_same = torch.einsum("kbv,pv->kpb", is_used, is_renamed) == 0
-    return (is_same & is_naming).sum(1, keepdim=True).clamp(min=1).log()
+    log_p = torch.zeros(len(solutions), len(namings), device=solutions.device)
+    if logits is not None:
+        values = one_hot(solutions, logits.shape[-1]).to(logits.dtype)
+        by_value = torch.einsum("klv,lw->kvw", values, logits)  # the sum over tokens of value v, if all were w
+        value = torch.arange(logits.shape[-1], device=logits.device)
+        is_renamed = (namings != value).to(logits.dtype)
+        is_same = values.amax(1) @ is_renamed.T == 0  # these namings rename only values that a solution does not use
+        log_p = by_value[:, value, namings].sum(-1) - is_same.sum(1, keepdim=True).log()  # each answer counts once
+    k, p = divmod(int(_draw(log_p.flatten())), len(namings))
+    return namings[p, solutions[k]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterable
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -140,7 +141,7 @@ class GraphColoring(Coloring):
         return draw_fresh_graphs(self.config, np.random.default_rng(data_seed), count, classes)
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Permute the vertices of each pair and the names of its colours, and make the answer canonical again."""
+        """Permute the vertices of each pair and the names of its colours at random: all names are equally probable."""
         graphs = self.decode(x)
         assert x is not None
         n = y.shape[-1]
@@ -156,7 +157,24 @@ class GraphColoring(Coloring):
         diagonal = x.diagonal(dim1=-2, dim2=-1)
         diagonal += torch.where(graphs.mask, clues - graphs.clues, 0)
         x = x.gather(-2, order[..., :, None].expand_as(x)).gather(-1, order[..., None, :].expand_as(x))
-        return x, self.canonical_form(x, y)
+        return x, y
+
+    def namings(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the permutations of colours, and which of them rename neither the colours of clues nor closed ones."""
+        graphs = self.decode(x)
+        open_colors = int(graphs.num_colors.max())
+        closed = tuple(range(open_colors, self.num_colors))
+        namings = torch.tensor([(*names, *closed) for names in itertools.permutations(range(open_colors))])
+        is_kept = namings[:, None] == torch.arange(self.num_colors)  # [P, 1, colors]
+        return namings, (is_kept | ~fixed_names(graphs, self.num_colors)).all(-1)
+
+    def log_namings(self, x: Tensor | None, y: Tensor) -> Tensor:
+        """Return the log of the number of answers that are ``y`` up to the names of free colours, ``[...]``."""
+        graphs = self.decode(x)
+        is_free = ~fixed_names(graphs, self.num_colors)
+        is_used = ((y[..., None] == torch.arange(self.num_colors)) & graphs.mask[..., None]).any(-2)
+        num_free, num_used = is_free.sum(-1).double(), (is_free & is_used).sum(-1).double()
+        return torch.lgamma(num_free + 1) - torch.lgamma(num_free - num_used + 1)
 
     # ---- text and picture --------------------------------------------------------------------------------------
 
