@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from pyro_gram.tasks.nqueens.squares import pad_answers, pad_inputs
 
 TRAIN_SHARE = 0.85
 TEST_ORBIT_SHARE = 0.15  # share of the orbits in the test split; validation has half as many
+MAX_ROUNDS = 50  # rounds of draws until enough distinct inputs are there
 TRAIN, VALIDATION, TEST = range(3)  # the numbers of SPLITS
 NO_SPLIT = -1
 
@@ -193,10 +196,40 @@ def _resize(puzzles: PuzzleSet, count: int, rng: np.random.Generator) -> PuzzleS
 
 
 def _pad(puzzles: PuzzleSet, size: int) -> PuzzleSet:
+    """Pad inputs and solutions to ``size`` tokens."""
     assert puzzles.inputs is not None
-    return PuzzleSet(
-        pad_inputs(puzzles.inputs, size),
-        pad_answers(puzzles.solutions, size),
-        puzzles.offsets,
-        puzzles.has_all_solutions,
-    )
+    return replace(puzzles, inputs=pad_inputs(puzzles.inputs, size), solutions=pad_answers(puzzles.solutions, size))
+
+
+# ---- sizes that the splits do not have -------------------------------------------------------------------------------
+
+
+def draw_inputs(config: NQueensConfig, size: int, count: int, data_seed: int) -> PuzzleSet:
+    """Draw distinct inputs of any size; see :meth:`~pyro_gram.tasks.nqueens.task.NQueens.fresh_boards`."""
+    rng = np.random.default_rng((data_seed, size))
+    is_enumerated = size <= MAX_ENUMERATED_SIZE
+    inputs: dict[tuple[int, ...], Tensor] = {}  # each input with its solution
+    for _ in range(MAX_ROUNDS):
+        if is_enumerated:
+            solutions = all_solutions(size)
+            solutions = solutions[torch.from_numpy(rng.integers(len(solutions), size=count))]
+        else:
+            solutions = random_solutions(rng, size, count)
+        part = one_completion(solutions, rng, config.min_queens, config.max_queens)
+        assert part.inputs is not None
+        for x, y in zip(part.inputs.tolist(), part.solutions, strict=True):
+            inputs.setdefault(tuple(x), y)
+        if len(inputs) >= count:
+            break
+    else:
+        raise ConfigError(f"boards of {size} rows have fewer than {count} inputs, or hardly more: draw fewer")
+    x = torch.tensor(list(inputs)[:count])
+    if is_enumerated:
+        every_solution = all_solutions(size)
+        completions_of = [every_solution[((row == 0) | (row - 1 == every_solution)).all(1)] for row in x]
+        counts = torch.tensor([len(y) for y in completions_of])
+        puzzles = PuzzleSet.from_counts(x, torch.cat(completions_of), counts)
+    else:
+        ones = torch.ones(count, dtype=torch.long)
+        puzzles = PuzzleSet.from_counts(x, torch.stack(list(inputs.values())[:count]), ones, has_all_solutions=False)
+    return _pad(puzzles, max(size, config.size))

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyro_gram.errors import InputError
+from pyro_gram.checks import check_counts
+from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
@@ -27,7 +28,8 @@ from pyro_gram.tasks.held_out import InputSet, replace_unless_held_out
 from pyro_gram.tasks.nqueens import squares
 from pyro_gram.tasks.nqueens.boards import all_solutions, board_lines, board_symmetries
 from pyro_gram.tasks.nqueens.config import MAX_ENUMERATED_SIZE, NQueensConfig
-from pyro_gram.tasks.nqueens.splits import make_splits
+from pyro_gram.tasks.nqueens.exact import has_completion
+from pyro_gram.tasks.nqueens.splits import draw_inputs, make_splits
 from pyro_gram.tasks.nqueens.text import MIN_SIZE, parse_queens, split_queens
 from pyro_gram.tasks.terminal import WIDTH, mark_mistake, nearest_colour, painter
 
@@ -164,6 +166,33 @@ class NQueens(Task):
         x, y = replace_unless_held_out(self._held_out, x, y, image, images[1])
         return x[..., :length], y[..., :length]
 
+    def fresh_boards(self, size: int, count: int, data_seed: int = 0) -> PuzzleSet:
+        """Draw ``count`` inputs of a size that the splits do not have, to measure a model on boards that it never saw.
+
+        An input is a solution with all but ``min_queens`` to ``max_queens`` queens removed. Up to 12 rows the solution
+        is drawn uniformly, and every completion is listed. A larger board is listed with one completion, and its
+        solution is not drawn uniformly: see :func:`~pyro_gram.tasks.nqueens.boards.random_solutions`.
+
+        Args:
+            size: the number of rows, 4 to 20.
+            count: the number of inputs; no two of them are equal.
+            data_seed: seed of the draws.
+
+        Returns:
+            inputs padded to ``max(config.size, size)`` tokens, like the answers.
+
+        Raises:
+            ConfigError: the layout has one size, the splits have boards of this size, or there are too few inputs.
+        """
+        check_counts(seed=data_seed, count=count)
+        if not self.has_squares:
+            raise ConfigError(f"layout = {self.config.layout} has boards of one size: set layout = square")
+        if size in self.config.sizes:
+            raise ConfigError(f"the splits have boards of {size} rows: measure on the test split")
+        if size not in self._readable_sizes:
+            raise ConfigError(f"boards have {MIN_SIZE} to {squares.MAX_SIZE} rows, not {size}")
+        return draw_inputs(self.config, size, count, data_seed)
+
     # ---- text and picture --------------------------------------------------------------------------------------
 
     def parse(self, text: str) -> Tensor:
@@ -180,9 +209,15 @@ class NQueens(Task):
                     f"the queens at row {r1 + 1}, column {c1 + 1} and row {r2 + 1}, column {c2 + 1} attack each other"
                 )
         x = self.encode(board)
+        self._check_completable(x)
+        return squares.pad_inputs(x, max(n, self.n)) if self.has_squares else x
+
+    def _check_completable(self, x: Tensor) -> None:
+        """Raise InputError if an input is proved to have no answer. Large boards of layout ``row`` are not checked."""
         if self.count_solutions(x) == 0:
             raise InputError("these queens cannot be completed (checked against every solution): no answer exists")
-        return squares.pad_inputs(x, max(n, self.n)) if self.has_squares else x
+        if self.has_squares and len(x) > MAX_ENUMERATED_SIZE and has_completion((x - 1).tolist()) is False:
+            raise InputError("these queens cannot be completed (proved by a SAT solver): no answer exists")
 
     @property
     def _readable_sizes(self) -> range:
