@@ -46,7 +46,7 @@ Step = Callable[[], float]
 WIDE = {"width": 128, "heads": 4, "hidden": 128, "layers": 2, "low_steps": 4, "transitions": 3, "truncated": True}
 SIZES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "cpu": ("coloring", {}),
-    "edge": ("coloring", {"task": {"layout": "edge"}, "train": {"batch": 64}}),
+    "edge": ("coloring", {"task": {"layout": "edge"}, "model": {"mixer": "attention"}, "train": {"batch": 64}}),
     "paper-step": ("coloring", {"model": {"transitions": 3}, "train": {"batch": 64}}),
     # Our target for the speed is stated for the size ``cells``: D = 128, 64 tokens, batch 64, K = 4, T = 3.
     "cells": ("nqueens", {"task": {"layout": "cell"}, "model": WIDE, "train": {"batch": 64}}),
