@@ -1,0 +1,107 @@
+"""Batches and rollouts of inputs of several sizes."""
+
+import pytest
+import torch
+
+from pyro_gram.build import build
+from pyro_gram.config import make_run_config
+from pyro_gram.inference.sites import ANSWER
+from pyro_gram.sampling.rollout import rollout, run_steps
+from pyro_gram.tasks.batches import TargetStream
+
+SMALL = {
+    "task": {
+        "layout": "graph",
+        "min_vertices": 4,
+        "vertices": 7,
+        "train": 150,
+        "validation": 8,
+        "test": 16,
+        "colors": 4,
+        "planted_graphs": 60,
+        "planted_vertices": 9,
+    },
+    "model": {"width": 16, "heads": 4, "hidden": 16, "layers": 1, "transitions": 1, "mixer": "relations"},
+    "train": {"batch": 8, "on_policy_depth": 4, "on_policy_updates": 2},
+}
+NAMES = {"task": "coloring", "model": "gram", "prior": "gaussian", "guide": "amortized"}
+
+
+def small_solver(**names):
+    settings = {part: dict(fields) for part, fields in SMALL.items()}
+    return build(make_run_config({**NAMES, **names}, settings))
+
+
+@pytest.fixture(scope="module")
+def task():
+    return small_solver().task
+
+
+def test_a_batch_holds_inputs_of_nearly_one_size_and_an_epoch_holds_each_input_once(task):
+    puzzles = task.split("train")
+    stream = TargetStream(task, puzzles, 8, seed=0, augment=False)
+    seen, spans, lengths = [], [], set()
+    for number in range(stream.batches_per_epoch):
+        x, y = stream(number)
+        sizes = task.spec.sizes_of(x)
+        assert x.shape[-1] == x.shape[-2] == y.shape[-1] == int(sizes.max())
+        assert task.is_valid(x, y).all()
+        spans.append(int(sizes.max() - sizes.min()))
+        lengths.add(x.shape[-1])
+        seen += [task.format_input(one) for one in x]
+    inputs = [task.format_input(one) for one in puzzles.inputs]
+    assert len(lengths) > 3
+    assert sum(spans) / len(spans) < 1
+    remainder = len(puzzles) - len(seen)
+    assert 0 <= remainder < 8
+    assert sum(min(seen.count(text), inputs.count(text)) for text in set(inputs)) == len(seen)
+
+
+def test_a_stream_without_groups_has_one_shape(task):
+    stream = TargetStream(task, task.split("train"), 8, seed=0, group=False)
+    assert {stream(number)[0].shape for number in range(6)} == {(8, 9, 9)}
+
+
+def test_candidates_are_complete_inputs_of_nearly_one_size(task):
+    puzzles = task.split("train")
+    complete = {task.format_input(puzzles.inputs[i]) for i in puzzles.complete_rows}
+    assert len(complete) < len(puzzles)
+    stream = TargetStream(task, puzzles, 8, seed=0)
+    sizes = []
+    for number in range(12):
+        batch = stream.candidates(number)
+        assert {task.format_input(one) for one in batch.x} <= complete
+        assert task.is_valid(batch.x, batch.solutions).all()
+        assert batch.is_token.sum(1).tolist() == task.spec.sizes_of(batch.x).tolist()
+        names = batch.namings[:, batch.solutions.clamp(max=3)]  # [P, K, B, L]
+        names = torch.where(batch.is_token, names, 0)
+        is_valid = task.is_valid(batch.x, names)  # [P, K, B]
+        assert is_valid.movedim(1, 0)[:, batch.is_naming].all()
+        sizes.append(int(task.spec.sizes_of(batch.x).float().mean()))
+    assert len(set(sizes)) > 2
+
+
+def test_a_rollout_of_several_sizes_gives_each_input_what_it_gets_alone():
+    """Without noise an answer depends on its input only."""
+    solver = small_solver(prior="none", guide="prior")
+    x = solver.task.split("test").inputs
+    samples = rollout(solver.model, x, num_samples=2, depth=3, max_trajectories=6, history=True)
+    assert samples.tokens.shape == (2, len(x), x.shape[-1])
+    for i, one in enumerate(x):
+        cropped, _ = solver.task.spec.crop(one[None], one[None, 0])
+        with torch.no_grad():
+            end = run_steps(solver.model, cropped, None, 1, 3)
+        n = cropped.shape[-1]
+        assert torch.equal(samples.tokens[0, i, :n], end.values[ANSWER][0, 0])
+        assert (samples.tokens[:, i, n:] == 0).all()
+        assert torch.equal(samples.history[-1, 0, i], samples.tokens[0, i])
+        score = end.likelihood.log_prob(end.values[ANSWER])
+        assert samples.score[0, i].item() == pytest.approx(score.item(), abs=1e-4)
+
+
+def test_a_solver_answers_graphs_of_several_sizes_in_their_order():
+    solver = small_solver()
+    texts = ["Dhc", "C~", "FhCKG", "GhCKGK"]  # a ring of 5, all edges of 4, paths
+    answers = solver.solve(texts, num_samples=4, depth=2, colors=4)
+    assert [one.input.split()[0] for one in answers] == texts
+    assert [len(one.solutions[0].solution) for one in answers] == [5, 4, 7, 8]
