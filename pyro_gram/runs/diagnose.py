@@ -256,6 +256,8 @@ def _examine_one_input(scope: Scope, findings: Findings) -> None:
     index = index_with_few_solutions(scope.test)
     x = None if scope.test.inputs is None else scope.on_device(scope.test.inputs[index : index + 1])
     solutions = scope.test.solutions_of(index) if scope.test.has_all_solutions else None
+    if scope.test.inputs is not None and solutions is not None:
+        solutions = task.with_all_names(scope.test.inputs[index], solutions)
     settings: dict[str, Any] = {"depth": scope.depth, "seed": scope.seed, "temper": temper}
     count = min(LANDSCAPE_SAMPLES, scope.chunk_size())
     surface = landscape(model, task, x, solutions, num_samples=count, **settings)

@@ -230,6 +230,19 @@ class Task(ABC):
         """
         return None
 
+    def with_all_names(self, x: Tensor, solutions: Tensor) -> Tensor:
+        """Return the answers to one input that count as equal to one of ``solutions``, int64 ``[m, L_out]``, sorted.
+
+        Without exchangeable values these are the solutions themselves.
+        """
+        renaming = self.namings(x[None])
+        if renaming is None:
+            return solutions
+        namings, is_naming = renaming
+        is_token = torch.arange(solutions.shape[-1]) < self.spec.sizes_of(x)
+        answers = namings[is_naming[:, 0]][:, solutions.long()] * is_token  # [P, m, L_out]
+        return answers.flatten(0, 1).unique(dim=0)
+
     def log_namings(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Return the log of the number of answers that count as equal to ``y``, nats, ``[...]`` (by default 0).
 

@@ -105,3 +105,16 @@ def test_a_solver_answers_graphs_of_several_sizes_in_their_order():
     answers = solver.solve(texts, num_samples=4, depth=2, colors=4)
     assert [one.input.split()[0] for one in answers] == texts
     assert [len(one.solutions[0].solution) for one in answers] == [5, 4, 7, 8]
+
+
+def test_all_names_of_solutions_are_right_answers_and_nothing_else_is(task):
+    puzzles = task.split("test")
+    sizes = task.spec.sizes_of(puzzles.inputs)
+    index = int((sizes == 4).nonzero()[0])
+    x = puzzles.inputs[index]
+    answers = task.with_all_names(x, puzzles.solutions_of(index))
+    every = torch.cartesian_prod(*[torch.arange(3)] * 4)
+    padded = torch.nn.functional.pad(every, (0, x.shape[-1] - 4))
+    assert answers.tolist() == padded[task.is_valid(x.expand(len(every), -1, -1), padded)].tolist()
+    counts = task.log_namings(x, puzzles.solutions_of(index)).exp().round()
+    assert counts.sum() == len(answers)
