@@ -264,7 +264,9 @@ class GraphColoring(Coloring):
         graph = self.decode(x)
         clues = graph.clues[graph.mask].tolist()
         colors = int(graph.num_colors)
-        return super().format_input(x) + write_suffix(clues, colors if colors > max(MIN_COLORS, *clues, -1) else None)
+        return super().format_input(x) + write_suffix(
+            clues, colors if colors > max(MIN_COLORS, max(clues) + 1) else None
+        )
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
         """Return the colours as digits, vertex by vertex."""

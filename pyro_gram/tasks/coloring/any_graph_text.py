@@ -40,10 +40,7 @@ class GraphText:
 
 def split_any_graphs(text: str) -> list[PuzzleText]:
     """Cut a file into graphs: a list of edges is one graph; in other formats a file may hold several."""
-    lines = normalize_text(text).split("\n")
-    if not is_dimacs(lines) and is_edge_list(text):
-        return [PuzzleText(text, 1)]
-    return split_graphs(text)
+    return [PuzzleText(text, 1)] if is_edge_list(text) else split_graphs(text)
 
 
 def read_graph(text: str, check_order: Callable[[int], None]) -> GraphText:
@@ -56,11 +53,11 @@ def read_graph(text: str, check_order: Callable[[int], None]) -> GraphText:
     Raises:
         InputError: the text is not exactly one graph, or its clues do not fit it.
     """
+    if is_edge_list(text):
+        order, edges = _parse_edge_list(text)
+        check_order(order)
+        return GraphText(order, edges, [-1] * order)
     if not is_dimacs(normalize_text(text).split("\n")):
-        if is_edge_list(text):
-            order, edges = _parse_edge_list(text)
-            check_order(order)
-            return GraphText(order, edges, [-1] * order)
         lines = [line for _, line in numbered_lines(text)]
         if lines and has_suffix(lines[-1]):
             graph, *words = lines[-1].split()
@@ -118,10 +115,15 @@ def _words_of(line: str) -> list[str]:
 
 
 def is_edge_list(text: str) -> bool:
-    """Return whether each line names an edge or a vertex, and the lines are no graphs in graph6."""
+    """Return whether each line names an edge or a vertex, and the lines are no graphs in graph6.
+
+    A file in DIMACS has lines of three words; a text of comments only is no list of edges.
+    """
     lines = [line for _, line in numbered_lines(text)]
     first_words = [line.split()[0] for line in lines]
-    if not lines or all(word[0] in ":;&>" or has_graph6_length(word) for word in first_words):
+    if all(word[0] in ":;&>" or has_graph6_length(word) for word in first_words):
+        return False
+    if all(word in ("c", "C") for word in first_words):
         return False
     sizes = {len(_words_of(line)) for line in lines}
     return sizes in ({2}, {1, 2}) and not any(line[0] in "<[{" for line in lines)
