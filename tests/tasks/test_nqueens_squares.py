@@ -272,6 +272,8 @@ def test_a_smaller_solution_is_found_in_all_places():
         assert contain_solutions(board[None], mirrored).item() == (tuple(mirrored[0].tolist()) in windows(board, 4))
     stretched = torch.tensor([[1, 4, 0, 2, 3, 5]])  # in consecutive rows, but not in consecutive columns
     assert not contain_solutions(stretched, small).item()
+    same_weighted_sum = torch.tensor([[5, 2, 8, 0, 1, 3, 4, 6, 7]])  # 5 + 2 * 4 + 8 * 4^2 = 1 + 3 * 4 + 2 * 4^3
+    assert not contain_solutions(same_weighted_sum, small).item()
 
 
 def test_sizes_without_enough_orbits_are_refused():
