@@ -408,6 +408,12 @@ def test_a_file_may_hold_boards_of_several_sizes():
     assert [task.format_input(x) for x in task.read_inputs(csv)] == [".Q../..../..../...."]
 
 
+@pytest.mark.parametrize(("task", "m"), [(one_size(8), 8), (make(), 20)])
+def test_rows_that_end_in_a_comma_are_cut_into_boards_if_their_size_is_clear(task, m):
+    text = (".," * m + "\n") * 2 * m
+    assert [task.sizes(x).item() for x in task.read_inputs(text)] == [m, m]
+
+
 def unsolvable_board() -> list[int]:
     """Return a board of 13 rows whose queens attack every square of the last row."""
     rng = np.random.default_rng(0)
