@@ -272,6 +272,8 @@ def test_a_smaller_solution_is_found_in_all_places():
         assert contain_solutions(board[None], mirrored).item() == (tuple(mirrored[0].tolist()) in windows(board, 4))
     stretched = torch.tensor([[1, 4, 0, 2, 3, 5]])  # in consecutive rows, but not in consecutive columns
     assert not contain_solutions(stretched, small).item()
+    same_weighted_sum = torch.tensor([[5, 2, 8, 0, 1, 3, 4, 6, 7]])  # 5 + 2 * 4 + 8 * 4^2 = 1 + 3 * 4 + 2 * 4^3
+    assert not contain_solutions(same_weighted_sum, small).item()
 
 
 def test_sizes_without_enough_orbits_are_refused():
@@ -404,6 +406,12 @@ def test_a_file_may_hold_boards_of_several_sizes():
     assert [int(task.sizes(x)) for x in inputs] == [4, 6, 9]
     csv = ".,Q,.,.,\n" + ".,.,.,.,\n" * 3
     assert [task.format_input(x) for x in task.read_inputs(csv)] == [".Q../..../..../...."]
+
+
+@pytest.mark.parametrize(("task", "m"), [(one_size(8), 8), (make(), 20)])
+def test_rows_that_end_in_a_comma_are_cut_into_boards_if_their_size_is_clear(task, m):
+    text = (".," * m + "\n") * 2 * m
+    assert [task.sizes(x).item() for x in task.read_inputs(text)] == [m, m]
 
 
 def unsolvable_board() -> list[int]:

@@ -70,7 +70,7 @@ def all_solutions(n: int) -> Tensor:
 def contain_solutions(solutions: Tensor, smaller_solutions: Tensor) -> Tensor:
     """Return which solutions have one of the smaller solutions in m consecutive rows and m consecutive columns.
 
-    >>> board = torch.tensor([[0, 2, 4, 1, 3]])  # row 1 to 4, column 1 to 4: the second solution of four queens
+    >>> board = torch.tensor([[0, 2, 4, 1, 3]])  # without its first row and column: the first solution of four queens
     >>> contain_solutions(board, all_solutions(4)[:1]), contain_solutions(board, all_solutions(4)[1:])
     (tensor([True]), tensor([False]))
 
