@@ -1,4 +1,5 @@
-"""Solve your own puzzles: ``python experiments/solve.py --checkpoint PATH --input FILE``."""
+"""Solve your own puzzles: ``python experiments/solve.py FILE``. The notation of a puzzle tells its task, and the task
+its checkpoint."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import pyro_gram
 from pyro_gram.answers import Answer, Answers
+from pyro_gram.checkpoint import checkpoint_for_puzzles
 from pyro_gram.diagnostics.plots.run import answers_figure, pluralize
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.sampling.selection import SELECTIONS
@@ -26,9 +27,12 @@ from pyro_gram.system.files import check_writable, write_atomically
 from pyro_gram.system.machine import pick_device
 from pyro_gram.system.text import MAX_PUZZLE_BYTES, make_printable, normalize_text, read_text
 from pyro_gram.tasks.base import NO_PUZZLE, Task
+from pyro_gram.tasks.inputs import input_with_colors
+from pyro_gram.tasks.recognition import choose_task
 from pyro_gram.tasks.terminal import wants_colour
 
-SOLVER_OPTIONS = ("num_samples", "depth", "seed", "select", "halt", "draws", "memory")  # options of Solver.stream
+# options of Solver.stream
+SOLVER_OPTIONS = ("num_samples", "depth", "seed", "select", "colors", "halt", "draws", "memory")
 FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # largest numbers of inputs, and of answers for each input, in --figure
 MAX_TITLE = 20  # an input with more characters is titled by its number in a figure
 JSON_HELP = (
@@ -42,13 +46,27 @@ JSON_HELP = (
 def make_parser() -> Parser:
     parser = Parser("solve.py", description=__doc__)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="PATH", help=".safetensors, or a run's directory"
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="puzzles, one per line, or boards of several lines; - reads stdin, as does no FILE",
+    )
+    parser.add_argument("--input", metavar="FILE", help="the same as a single FILE")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help=".safetensors, a run's directory, or the name of a checkpoint of the repository (default: the one of the "
+        "task)",
     )
     parser.add_argument(
-        "--input",
-        default="-",
-        metavar="FILE",
-        help="puzzles, one per line, or boards of several lines; - (the default) reads stdin",
+        "--task", metavar="NAME", help="the task of all puzzles (default: recognized by their notation)"
+    )
+    parser.add_argument(
+        "--colors",
+        type=int,
+        metavar="K",
+        help="colour graphs with at most K colours (default: with the fewest for which an answer is found)",
     )
     parser.add_argument(
         "--keep-going",
@@ -102,19 +120,37 @@ def make_parser() -> Parser:
     return parser
 
 
-def read_input(source: str) -> str:
-    """Read the whole input from a file or, for ``-``, from stdin. Raises InputError if it is empty."""
-    name = f"--input {source}"
-    if source != "-":
-        text = read_text(Path(source), name, MAX_PUZZLE_BYTES)
+@dataclass(frozen=True)
+class Source:
+    """A text of puzzles, and the name of its file in messages."""
+
+    name: str
+    text: str
+
+
+def read_sources(arguments: Any) -> list[Source]:
+    """Read the texts of all files, or of stdin. Raises InputError if one is empty."""
+    if arguments.input is not None:
+        return [read_source(arguments.input, f"--input {arguments.input}")]
+    if arguments.files:
+        return [read_source(file, "standard input" if file == "-" else file) for file in arguments.files]
+    if sys.stdin is not None and sys.stdin.isatty():
+        raise UserError("there is no puzzle: name a FILE, or pipe a text (- reads what you type)")
+    return [read_source("-", "standard input")]
+
+
+def read_source(file: str, name: str) -> Source:
+    """Read the text of a file or, for ``-``, of stdin. Raises InputError if it is empty."""
+    if file != "-":
+        text = read_text(Path(file), name, MAX_PUZZLE_BYTES)
     elif sys.stdin is None:
-        raise InputError("standard input is closed: name a file with --input")
+        raise InputError("standard input is closed: name a FILE")
     else:
         stream = getattr(sys.stdin, "buffer", None)
         text = read_text(stream, name, MAX_PUZZLE_BYTES) if stream else normalize_text(sys.stdin.read())
     if not text.strip():
         raise InputError(f"{name} is empty: give one puzzle per line")
-    return text
+    return Source(name, text)
 
 
 @dataclass(frozen=True)
@@ -133,18 +169,85 @@ class FailedInput:
         return {"input": self.text, "error": self.error}
 
 
-def read_inputs(task: Task, text: str) -> list[Tensor | FailedInput]:
-    """Read every input of a text, for ``--keep-going``. An input that cannot be read becomes a FailedInput."""
+def read_inputs(task: Task, text: str, colors: int | None) -> list[Tensor | FailedInput]:
+    """Read every input of a text, for ``--keep-going``. An input that cannot be solved becomes a FailedInput."""
     inputs: list[Tensor | FailedInput] = []
     pieces = task.puzzle_texts(text)
     if not pieces:
         raise InputError(NO_PUZZLE)
     for piece in pieces:
         try:
-            inputs += task.parse_inputs(piece.text)
+            rows = task.parse_inputs(piece.text)
+            if colors is not None:
+                for x in rows:
+                    input_with_colors(task, x[None], colors)
+            inputs += rows
         except InputError as e:
             inputs.append(FailedInput(piece.text.strip(), str(piece.locate_error(e) if len(pieces) > 1 else e)))
     return inputs
+
+
+@dataclass
+class Job:
+    """The inputs of consecutive sources that one solver solves."""
+
+    solver: Solver
+    inputs: list[Tensor | FailedInput]
+
+
+class Solvers:
+    """The solvers that a command needs; each checkpoint is loaded once.
+
+    Attributes:
+        default: the solver of ``--checkpoint``, which then solves all sources; else None.
+        choices: for each source without ``--checkpoint``, a line that names its task and the checkpoint.
+    """
+
+    def __init__(self, arguments: Any) -> None:
+        self.arguments = arguments
+        self.device = pick_device(arguments.device)
+        self._solvers: dict[Path, Solver] = {}
+        self.choices: list[str] = []
+        self.default = None if arguments.checkpoint is None else self._load(arguments.checkpoint)
+
+    def _load(self, path: Path) -> Solver:
+        if path not in self._solvers:
+            arguments = self.arguments
+            solver = pyro_gram.load(path, arguments.data_dir, trust_code=arguments.trust_code).to(self.device)
+            name = solver.config.names["task"]
+            if arguments.task not in (None, name):
+                raise UserError(f"--task is {arguments.task}, and the checkpoint {path} is of the task {name}")
+            self._solvers[path] = solver
+        return self._solvers[path]
+
+    def solver_of(self, source: Source) -> Solver:
+        """Return the solver for a source. Raises UserError if its task is not clear, or there is no checkpoint."""
+        if self.default is not None:
+            return self.default
+        name = self.arguments.task or choose_task(source.text, source.name)
+        path = checkpoint_for_puzzles(name, source.text)
+        shown_path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        self.choices.append(f"{source.name}: {name}, solved with {shown_path}")
+        return self._load(path)
+
+
+def make_jobs(sources: list[Source], solvers: Solvers, arguments: Any) -> list[Job]:
+    """Read the inputs of all sources. Raises UserError if an input is faulty, unless ``--keep-going`` is set."""
+    jobs: list[Job] = []
+    for source in sources:
+        try:
+            solver = solvers.solver_of(source)
+            task = solver.task
+            is_lenient = arguments.keep_going and task.spec.has_input
+            inputs = (
+                read_inputs(task, source.text, arguments.colors) if is_lenient else list(task.read_inputs(source.text))
+            )
+        except InputError as e:
+            raise (InputError(f"{source.name}: {e}") if len(sources) > 1 and source.name not in str(e) else e) from None
+        if not jobs or jobs[-1].solver is not solver:
+            jobs.append(Job(solver, []))
+        jobs[-1].inputs += inputs
+    return jobs
 
 
 def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator[Answers]:
@@ -154,7 +257,7 @@ def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator
     total = len(inputs) * settings["num_samples"]
     is_quiet = total <= BATCH_TRAJECTORIES and not sys.stderr.isatty()
     with tqdm(total=total, unit="trajectory", desc="solve", file=sys.stderr, mininterval=1.0, disable=is_quiet) as bar:
-        yield from solver.stream(torch.stack(inputs), progress=bar.update, **settings)
+        yield from solver.stream(inputs, progress=bar.update, **settings)
 
 
 def format_solved(solver: Solver, answers: Answers, colour: bool = False) -> str:
@@ -176,6 +279,8 @@ def format_solved(solver: Solver, answers: Answers, colour: bool = False) -> str
     lines = [
         f"{solver.task.title(answers.x)}: {answer_text} in {sample_text}{solutions}{equivalence}{steps}{introduction}"
     ]
+    if answers.colors is not None:
+        lines.append(describe_colors(answers))
     lines += [f"  {a.solution}  {describe(a, answers.num_samples)}" for a in answers.solutions]
     lines.append(f"  frequencies: {'an estimate of ' * (not answers.caveats)}{answers.frequencies}")
     best = answers.solutions[0].y if answers.solutions else None
@@ -188,6 +293,13 @@ def describe(answer: Answer, num_samples: int) -> str:
     mark = "unknown" if answer.valid is None else "valid  " if answer.valid else "INVALID"
     value = "" if answer.value is None else f"   value {answer.value:.3f}"
     return f"{mark}  {answer.count:>4} of {num_samples}   score {answer.score:.3f}{value}"
+
+
+def describe_colors(answers: Answers) -> str:
+    """Return a line with the number of colours, and with what came of smaller numbers."""
+    failure = "" if answers.distinct_valid else f": none found in {pluralize(answers.num_samples, 'sample')}"
+    attempts = "".join(f"; with {colors}: {result}" for colors, result in answers.fewer_colors.items())
+    return f"  with {pluralize(answers.colors or 0, 'colour')}{failure}{attempts}"
 
 
 def write_figure(solver: Solver, answers: list[Answers], path: Path) -> None:
@@ -207,7 +319,9 @@ def write_figure(solver: Solver, answers: list[Answers], path: Path) -> None:
 
 def check_arguments(arguments: Any) -> None:
     """Raise UserError for wrong options, before the checkpoint is read."""
-    for name in ("num_samples", "depth"):
+    if arguments.files and arguments.input is not None:
+        raise UserError("puzzles are named twice: give FILE or --input, not both")
+    for name in ("num_samples", "depth", "colors"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
@@ -240,38 +354,42 @@ def main(argv: list[str]) -> int:
     check_arguments(arguments)
     settings: dict[str, Any] = {"temper": parse_temper(arguments.temper)}
     settings |= {name: getattr(arguments, name) for name in SOLVER_OPTIONS}
-    device = pick_device(arguments.device)
-    solver = pyro_gram.load(arguments.checkpoint, arguments.data_dir, trust_code=arguments.trust_code).to(device)
-    text = read_input(arguments.input)
-    task = solver.task
+    solvers = Solvers(arguments)
     # Without --keep-going all inputs are checked before any is solved.
-    inputs = read_inputs(task, text) if arguments.keep_going and task.spec.has_input else list(task.read_inputs(text))
-    answers = solve_all(solver, [x for x in inputs if not isinstance(x, FailedInput)], **settings)
+    jobs = make_jobs(read_sources(arguments), solvers, arguments)
+    print(*solvers.choices, sep="\n", end="\n" * bool(solvers.choices), file=sys.stderr)
+    if arguments.figure and len(jobs) > 1:
+        raise UserError("--figure draws the puzzles of one task: give the files of one task")
     figure_answers: list[Answers] = []
-    for x in inputs:
-        result = x if isinstance(x, FailedInput) else next(answers)
-        if arguments.json:
-            print(json.dumps(result.to_dict()), flush=True)
-        else:
-            print(
-                result.show()
-                if isinstance(result, FailedInput)
-                else format_solved(solver, result, wants_colour(sys.stdout)),
-                flush=True,
-            )
-        if arguments.figure and isinstance(result, Answers) and len(figure_answers) < FIGURE_ROWS:
-            figure_answers.append(result)
-    num_failed = sum(isinstance(x, FailedInput) for x in inputs)
+    for job in jobs:
+        answers = solve_all(job.solver, [x for x in job.inputs if not isinstance(x, FailedInput)], **settings)
+        for x in job.inputs:
+            result = x if isinstance(x, FailedInput) else next(answers)
+            print_result(job.solver, result, arguments.json)
+            if arguments.figure and isinstance(result, Answers) and len(figure_answers) < FIGURE_ROWS:
+                figure_answers.append(result)
+    num_inputs = sum(len(job.inputs) for job in jobs)
+    num_failed = sum(isinstance(x, FailedInput) for job in jobs for x in job.inputs)
     if arguments.figure and figure_answers:
-        write_figure(solver, figure_answers, arguments.figure)
-        if len(inputs) - num_failed > len(figure_answers):
+        write_figure(jobs[0].solver, figure_answers, arguments.figure)
+        if num_inputs - num_failed > len(figure_answers):
             print(
-                f"{arguments.figure} shows the first {len(figure_answers)} of {len(inputs) - num_failed} inputs",
+                f"{arguments.figure} shows the first {len(figure_answers)} of {num_inputs - num_failed} inputs",
                 file=sys.stderr,
             )
     if num_failed:
-        print(f"{num_failed} of {pluralize(len(inputs), 'input')} cannot be solved", file=sys.stderr)
+        print(f"{num_failed} of {pluralize(num_inputs, 'input')} cannot be solved", file=sys.stderr)
     return 1 if num_failed else 0
+
+
+def print_result(solver: Solver, result: Answers | FailedInput, as_json: bool) -> None:
+    """Print the answers to one input, or why it cannot be solved."""
+    if as_json:
+        print(json.dumps(result.to_dict()), flush=True)
+    elif isinstance(result, FailedInput):
+        print(result.show(), flush=True)
+    else:
+        print(format_solved(solver, result, wants_colour(sys.stdout)), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,24 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pyro_gram.build import build, build_task
+from pyro_gram.checks import did_you_mean
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import CheckpointError, ConfigError, reason
+from pyro_gram.registry import TASKS
 from pyro_gram.sampling.isolation import generator_lock
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import TensorFile, open_tensor_file, write_tensor_file
+from pyro_gram.tasks.advice import CHECKPOINTS, checkpoint_of_size, suggest_training
 from pyro_gram.tasks.base import Task
 from pyro_gram.training.config import will_have_heads
 
 MAX_BUFFER_BYTES = 2**28  # the limit for all buffers of a model (angles, masks); checkpoints do not store buffers
+SIZE_FIELDS = {"coloring": "vertices", "nqueens": "size", "sudoku": "size"}  # of tasks with checkpoints of one size
+MODEL_FILE = "model.safetensors"  # in the directory of a run
+NO_CHECKPOINTS = (
+    "the installed package comes without checkpoints: clone its repository, and give the path of a .safetensors file "
+    "in its folder checkpoints"
+)
 CALLS_PER_TENSOR = 400  # limit on calls of torch functions while a model is built, for each stored tensor
 
 
@@ -45,7 +54,7 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
     """Load a solver from a model checkpoint (``.safetensors``) or a run's directory.
 
     Args:
-        path: the file, or the directory.
+        path: the file, or the directory; or the name of a checkpoint of this repository (``"coloring8"``).
         data_dir: the folder with the task's data files, if the task reads any.
         trust_code: may the checkpoint name classes outside pyro_gram (``package.module:Class``)? Loading imports the
             module of such a class, and so runs its code. True trusts any class; a collection trusts the paths in it.
@@ -54,9 +63,7 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
         CheckpointError: the file is missing, damaged or of another format; its weights do not fit its config; or it
             names a class that is not trusted.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
+    path = find_checkpoint(path)
     file = open_tensor_file(path, "model")
     try:
         config = RunConfig.from_dict(file.header.get("config", {}), trust_code)
@@ -76,6 +83,60 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
     solver.model.eval()
     solver.guide.eval()
     return solver
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """Return the file of a checkpoint.
+
+    Args:
+        name: a file, or the directory of a run; or the name of a checkpoint of this repository, without folder and
+            suffix. If there are both, the file is meant, or the directory if it holds a model.
+
+    Raises:
+        CheckpointError: ``name`` has neither folder nor suffix, and there is no such file, directory or checkpoint.
+    """
+    path = Path(name)
+    file = path / MODEL_FILE if path.is_dir() else path
+    if file.is_file() or path.suffix or path.name != str(name):
+        return file
+    return file if path.exists() and path.name not in named_checkpoints() else named_checkpoint(path.name)
+
+
+def named_checkpoint(name: str) -> Path:
+    """Return the checkpoint of this repository with this name. Raises CheckpointError if there is none."""
+    names = named_checkpoints()
+    if name in names:
+        return CHECKPOINTS / f"{name}.safetensors"
+    known = f"known names: {', '.join(names)}{did_you_mean(name, names)}" if names else NO_CHECKPOINTS
+    raise CheckpointError(f"no checkpoint at {name}, and none has this name; {known}")
+
+
+def checkpoint_for_puzzles(task: str, text: str) -> Path:
+    """Return the checkpoint for the puzzles of a text: the one with the name of the task, or else one of their size.
+
+    Args:
+        task: the name of the task.
+        text: the puzzles.
+
+    Raises:
+        UserError: there is no such task, or no checkpoint for it.
+    """
+    from pyro_gram.tasks.recognition import puzzle_sizes
+
+    task_class, field = TASKS.get(task), SIZE_FIELDS.get(task)
+    names = named_checkpoints()
+    if task in names or field is None or not names:
+        return named_checkpoint(task)
+    size = next(iter(puzzle_sizes(task, text)), None)
+    path = checkpoint_of_size(task, field, size)
+    if path is None and size is not None:
+        raise CheckpointError(f"a puzzle has {field} = {size}: {suggest_training(task_class, task, field, size)}")
+    return path or named_checkpoint(task)
+
+
+def named_checkpoints() -> list[str]:
+    """Return the names of the checkpoints that come with the repository; a wheel has none."""
+    return sorted(path.stem for path in CHECKPOINTS.glob("*.safetensors"))
 
 
 def build_with_heads(config: RunConfig, data_dir: str | None, task: Task) -> Solver:

@@ -24,18 +24,33 @@ def suggest_checkpoint(task: Task, field: str, value: int) -> str:
         value: the size of the user's puzzle.
     """
     task_class = type(task)
+    name = task_class.registered_name or f"{task_class.__module__}:{task_class.__qualname__}"
+    path = checkpoint_of_size(name, field, value)
+    if path is None:
+        return suggest_training(task_class, name, field, value)
+    display_path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"--checkpoint {display_path} has {field} = {value}"
+
+
+def suggest_training(task_class: type[Task], name: str, field: str, value: int) -> str:
+    """Return the command that trains a checkpoint of a size that no checkpoint has, or why there can be none."""
     try:
         task_class.Config(**{field: value})
     except ConfigError as e:
         return f"no checkpoint can have this size ({e})"
-    name = task_class.registered_name or f"{task_class.__module__}:{task_class.__qualname__}"
-    paths = [path for path, size in _checkpoint_sizes(CHECKPOINTS, name, field) if size == value]
-    if not paths:
-        command = f"python experiments/run.py --task {name} --task.{field} {value} --out runs/{field}{value}"
-        return f"no checkpoint here has this size; train one: {command}"
-    path = min(paths, key=lambda path: (len(path.name), path.name)).with_suffix(".safetensors")
-    display_path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return f"--checkpoint {display_path} has {field} = {value}"
+    command = f"python experiments/run.py --task {name} --task.{field} {value} --out runs/{field}{value}"
+    return f"no checkpoint here has this size; train one: {command}"
+
+
+def checkpoint_of_size(name: str, field: str, value: int | None = None) -> Path | None:
+    """Return the checkpoint of the task ``name`` with ``field = value`` that has the shortest name; None if none has.
+
+    If ``value`` is None, checkpoints of any size count.
+    """
+    sizes = _checkpoint_sizes(CHECKPOINTS, name, field)
+    paths = [path for path, size in sizes if size is not None and value in (None, size)]
+    path = min(paths, key=lambda path: (len(path.name), path.name), default=None)
+    return path and path.with_suffix(".safetensors")
 
 
 @cache

@@ -191,10 +191,12 @@ def _may_be_rows_of_sudoku(pieces: Sequence[PuzzleText]) -> bool:
 
 def _numbers_of(text: str) -> list[int | None]:
     """Return the numbers of a list of columns on one line, with None for each blank; nothing for other texts."""
+    from pyro_gram.tasks.nqueens.text import MIN_SIZE
+
     words = re.split(r"[\s,;]+", text.strip("[](){},; "))
     if "\n" in text or not any(word.lstrip("-").isdecimal() for word in words):
         return []
-    is_list = len(words) > 1 and all(re.fullmatch(r"-?\d{1,2}|[._\-?*xX]|null|None", word) for word in words)
+    is_list = len(words) >= MIN_SIZE and all(re.fullmatch(r"-?\d{1,2}|[._\-?*xX]|null|None", word) for word in words)
     return [int(word) if word.lstrip("-").isdecimal() else None for word in words] if is_list else []
 
 
