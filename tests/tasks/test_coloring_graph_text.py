@@ -183,8 +183,8 @@ def test_without_sat_solver_small_graphs_are_checked_by_counting(task, without_s
 
 def test_whether_an_input_is_colorable_depends_on_its_number_of_colors(task):
     x = task.parse_graph(nx.complete_graph(5))
-    assert [task.is_colorable(task.with_colors(x, k)) for k in (3, 4, 5)] == [False, False, True]
-    assert [task.count_solutions(task.with_colors(x, k)) for k in (3, 4, 5)] == [0, 0, 1]
+    assert [task.is_colorable(task.replace_colors(x, k)) for k in (3, 4, 5)] == [False, False, True]
+    assert [task.count_solutions(task.replace_colors(x, k)) for k in (3, 4, 5)] == [0, 0, 1]
 
 
 def test_clues_can_make_a_coloring_impossible(task):
@@ -195,7 +195,7 @@ def test_clues_can_make_a_coloring_impossible(task):
         task.parse_graph(star)
     star.nodes[5]["color"] = 0
     x = task.parse_graph(star)
-    assert [task.count_solutions(task.with_colors(x, k)) for k in (4, 5)] == [0, 1]
+    assert [task.count_solutions(task.replace_colors(x, k)) for k in (4, 5)] == [0, 1]
 
 
 def test_the_sat_solver_proves_and_colors(task):
@@ -252,3 +252,10 @@ def test_a_picture_shows_only_vertices_of_the_graph(task):
 def test_errors_of_a_file_name_the_line(task):
     with pytest.raises(LineError, match="line 3: "):
         list(task.read_inputs("GCR`v_\n\nGCR`v_ 0..\n"))
+
+
+def test_too_few_colors_are_refused_with_a_proof(task):
+    x = task.parse_graph(nx.complete_graph(5))
+    with pytest.raises(InputError, match="not 4-colourable"):
+        task.with_colors(x, 4)
+    assert task.is_colorable(task.with_colors(x, 5))

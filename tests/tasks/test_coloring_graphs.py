@@ -202,14 +202,14 @@ def test_values_are_closed_beyond_the_number_of_colors_at_clues_and_at_padding(t
 def test_another_number_of_colors_changes_nothing_else(task, pairs):
     x = pairs[0]
     graphs = task.decode(x)
-    wider = task.with_colors(x, 5)
+    wider = task.replace_colors(x, 5)
     result = task.decode(wider)
     assert (result.num_colors == 5).all()
     assert torch.equal(result.adjacency, graphs.adjacency)
     assert torch.equal(result.clues, graphs.clues)
     assert torch.equal(task.spec.sizes_of(wider), task.spec.sizes_of(x))
     free = graphs.clues.amax(-1) < 3
-    assert torch.equal(task.with_colors(task.with_colors(x[free], 4), 3), task.with_colors(x[free], 3))
+    assert torch.equal(task.replace_colors(task.replace_colors(x[free], 4), 3), task.replace_colors(x[free], 3))
 
 
 # ---- right and equal answers -----------------------------------------------------------------------------------------

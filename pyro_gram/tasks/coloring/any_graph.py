@@ -46,7 +46,7 @@ class GraphColoring(Coloring):
 
     Attributes:
         max_positions: the number of vertices of the largest graph that is read.
-        num_colors: the most colours that an input may use.
+        max_colors: the most colours that an input may use.
     """
 
     max_positions = MAX_POSITIONS
@@ -54,13 +54,13 @@ class GraphColoring(Coloring):
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
         self.config = config
         self.paper_name = ""
-        n, self.num_colors = config.largest_size, config.colors
+        n, self.max_colors = config.largest_size, config.colors
         self.n = n
         self._first_color = 0
-        padding = padding_token(self.num_colors)
-        structure = partial(graph_structure, colors=self.num_colors)
+        padding = padding_token(self.max_colors)
+        structure = partial(graph_structure, colors=self.max_colors)
         self.spec = TaskSpec(
-            n, n, padding + 1, n, self.num_colors, structure=structure, relations=RELATIONS, padding=padding
+            n, n, padding + 1, n, self.max_colors, structure=structure, relations=RELATIONS, padding=padding
         )
 
     # ---- layout ------------------------------------------------------------------------------------------------
@@ -69,12 +69,12 @@ class GraphColoring(Coloring):
         """Convert graphs without padding and clues, bool ``[..., n, n]``, to inputs with three colours."""
         clues = torch.full(adjacency.shape[:-1], FREE)
         num_colors = torch.full(adjacency.shape[:-2], MIN_COLORS)
-        return encode_graphs(adjacency, clues, num_colors, self.num_colors, max(self.n, adjacency.shape[-1]))
+        return encode_graphs(adjacency, clues, num_colors, self.max_colors, max(self.n, adjacency.shape[-1]))
 
     def decode(self, x: Tensor | None) -> GraphBatch:
         """Return the adjacency, the clues, the numbers of colours and the mask of inputs ``[..., n, n]``."""
         assert x is not None
-        return decode_graphs(x, self.num_colors)
+        return decode_graphs(x, self.max_colors)
 
     def edges(self, x: Tensor | None) -> Tensor:
         """Return which pairs are edges, bool ``[..., n (n - 1) / 2]``, in the order of the upper triangle."""
@@ -90,18 +90,31 @@ class GraphColoring(Coloring):
         return self.decode(x).num_colors
 
     def with_colors(self, x: Tensor, colors: int) -> Tensor:
-        """Return the inputs ``x`` ``[..., n, n]`` with another number of colours.
+        """Return the input ``x [n, n]`` with another number of colours.
+
+        Raises:
+            InputError: the task has not so many colours; a clue has a colour beyond them; or it is proved that so few
+                colours do not suffice.
+        """
+        x = self.replace_colors(x, colors)
+        is_possible, method = is_colorable(*self._exact_arguments(x))
+        if is_possible is False:
+            raise InputError(f"the graph is not {colors}-colourable ({method}): no answer exists")
+        return x
+
+    def replace_colors(self, x: Tensor, colors: int) -> Tensor:
+        """Return inputs ``[..., n, n]`` with another number of colours, whether it suffices or not.
 
         Raises:
             InputError: the task has not so many colours, or a clue has a colour beyond them.
         """
         graphs = self.decode(x)
-        if not MIN_COLORS <= colors <= self.num_colors:
-            raise InputError(f"this task colours with {MIN_COLORS} to {self.num_colors} colours, not {colors}")
+        if not MIN_COLORS <= colors <= self.max_colors:
+            raise InputError(f"this task colours with {MIN_COLORS} to {self.max_colors} colours, not {colors}")
         largest_clue = int(graphs.clues.max())
         if largest_clue >= colors:
             raise InputError(f"a clue has colour {largest_clue}: with {colors} colours they are 0 to {colors - 1}")
-        shift = (self.num_colors + 1) * (colors - graphs.num_colors)[..., None]
+        shift = (self.max_colors + 1) * (colors - graphs.num_colors)[..., None]
         x = x.clone()
         diagonal = x.diagonal(dim1=-2, dim2=-1)
         diagonal += torch.where(graphs.mask, shift, 0)
@@ -120,7 +133,7 @@ class GraphColoring(Coloring):
     def canonical_form(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Rename the colours that no clue has, in order of first appearance. Padding becomes 0."""
         graphs = self.decode(x)
-        return canonical_names(y, fixed_names(graphs, self.num_colors), graphs.mask)
+        return canonical_names(y, fixed_names(graphs, self.max_colors), graphs.mask)
 
     # ---- data --------------------------------------------------------------------------------------------------
 
@@ -147,8 +160,8 @@ class GraphColoring(Coloring):
         n = y.shape[-1]
         keys = torch.rand(*y.shape, generator=generator)
         order = torch.where(graphs.mask, keys, 1.0 + torch.arange(n)).argsort(-1)  # padding stays at the end
-        color = torch.arange(self.num_colors)
-        keys = torch.rand(*y.shape[:-1], self.num_colors, generator=generator)
+        color = torch.arange(self.max_colors)
+        keys = torch.rand(*y.shape[:-1], self.max_colors, generator=generator)
         is_open = color < graphs.num_colors[..., None]
         names = torch.where(is_open, keys, 1.0 + color).argsort(-1)  # the names of closed colours stay
         clues = torch.where(graphs.clues == FREE, FREE, names.gather(-1, graphs.clues.clamp(min=0)))
@@ -163,16 +176,16 @@ class GraphColoring(Coloring):
         """Return the permutations of colours, and which of them rename neither the colours of clues nor closed ones."""
         graphs = self.decode(x)
         open_colors = int(graphs.num_colors.max())
-        closed = tuple(range(open_colors, self.num_colors))
+        closed = tuple(range(open_colors, self.max_colors))
         namings = torch.tensor([(*names, *closed) for names in itertools.permutations(range(open_colors))])
-        is_kept = namings[:, None] == torch.arange(self.num_colors)  # [P, 1, colors]
-        return namings, (is_kept | ~fixed_names(graphs, self.num_colors)).all(-1)
+        is_kept = namings[:, None] == torch.arange(self.max_colors)  # [P, 1, colors]
+        return namings, (is_kept | ~fixed_names(graphs, self.max_colors)).all(-1)
 
     def log_namings(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Return the log of the number of answers that are ``y`` up to the names of free colours, ``[...]``."""
         graphs = self.decode(x)
-        is_free = ~fixed_names(graphs, self.num_colors)
-        is_used = ((y[..., None] == torch.arange(self.num_colors)) & graphs.mask[..., None]).any(-2)
+        is_free = ~fixed_names(graphs, self.max_colors)
+        is_used = ((y[..., None] == torch.arange(self.max_colors)) & graphs.mask[..., None]).any(-2)
         num_free, num_used = is_free.sum(-1).double(), (is_free & is_used).sum(-1).double()
         return torch.lgamma(num_free + 1) - torch.lgamma(num_free - num_used + 1)
 
@@ -200,10 +213,10 @@ class GraphColoring(Coloring):
         if value is None:
             return FREE
         is_number = hasattr(value, "__index__") and not isinstance(value, bool)
-        if not is_number or not 0 <= value.__index__() < self.num_colors:
+        if not is_number or not 0 <= value.__index__() < self.max_colors:
             raise InputError(
                 f"the attribute color of vertex {vertex} is {value!r}: a clue is a whole number from 0 to "
-                f"{self.num_colors - 1}; remove the attribute of vertices without a clue"
+                f"{self.max_colors - 1}; remove the attribute of vertices without a clue"
             )
         return int(value)
 
@@ -216,9 +229,9 @@ class GraphColoring(Coloring):
         Then it is checked that the most colours of the task suffice.
         """
         largest_clue = max(clues)
-        if largest_clue >= self.num_colors:
+        if largest_clue >= self.max_colors:
             raise InputError(
-                f"a clue has colour {largest_clue}: the colours of this task are 0 to {self.num_colors - 1}"
+                f"a clue has colour {largest_clue}: the colours of this task are 0 to {self.max_colors - 1}"
             )
         adjacency = torch.zeros(order, order, dtype=torch.bool)
         for u, v in edges:
@@ -226,9 +239,9 @@ class GraphColoring(Coloring):
             if clues[u] == clues[v] != FREE:
                 raise InputError(f"vertices {u} and {v} are adjacent and have the same clue, colour {clues[u]}")
         num_colors = torch.tensor(max(MIN_COLORS, largest_clue + 1))
-        x = encode_graphs(adjacency, torch.tensor(clues), num_colors, self.num_colors, max(self.n, order))
-        x = x if colors is None else self.with_colors(x, colors)
-        most = self.num_colors if colors is None else colors
+        x = encode_graphs(adjacency, torch.tensor(clues), num_colors, self.max_colors, max(self.n, order))
+        x = x if colors is None else self.replace_colors(x, colors)
+        most = self.max_colors if colors is None else colors
         is_possible, method = is_colorable(adjacency.numpy(), np.array(clues), most)
         if is_possible is False:
             clause = " with its clues" if largest_clue >= 0 else ""
