@@ -145,7 +145,9 @@ def test_mdlm_reveals_most_tokens_alone_if_there_are_many_more_steps_than_tokens
     case = build_tiny("mdlm", model={"sampling_steps": steps})
     model = case.solver.model
     num_masked = []
-    model.denoiser.register_forward_pre_hook(lambda _, inputs: num_masked.append((inputs[1] == model.mask_token).sum(-1)))
+    model.denoiser.register_forward_pre_hook(
+        lambda _, inputs: num_masked.append((inputs[1] == model.mask_token).sum(-1))
+    )
     rollout(model, case.x, num_samples=200, depth=1)
     assert len(num_masked) == (steps or 4)
     num_revealed = -torch.stack([*num_masked, torch.zeros_like(num_masked[0])]).diff(dim=0)
