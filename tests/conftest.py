@@ -43,6 +43,7 @@ def _reset_pyro() -> None:
 DEFAULT_NAMES = {"task": "coloring", "model": "gram", "prior": "gaussian", "guide": "amortized"}
 SMALL_TASKS: dict[str, dict] = {
     "coloring": {"vertices": 4, "edge_probability": 0.4, "train": 20, "validation": 4, "test": 4},
+    "latin": {"size": 4, "train": 40, "validation": 4, "test": 4},
     "nqueens": {"size": 5, "validation": 4},
     "sudoku": {"size": 4, "train": 40, "validation": 4, "test": 4},
     "sudoku_uncond": {"size": 4},

@@ -151,8 +151,8 @@ def test_the_help_of_a_task_explains_its_settings_and_lists_names(task, capsys):
         ),
         (
             ["--task", "coloring", "--size", "6"],
-            "did you mean --task.size? It belongs to the tasks nqueens, sudoku and sudoku_uncond, and this run's task "
-            "is coloring (see run.py --task nqueens --help)",
+            "did you mean --task.size? It belongs to the tasks latin, nqueens, sudoku and sudoku_uncond, and this "
+            "run's task is coloring (see run.py --task latin --help)",
         ),
         (
             ["--task", "coloring", "--model.decoding", "mode"],
@@ -194,7 +194,10 @@ def test_an_unknown_name_suggests_the_nearest(arguments, message, capsys):
     [
         ({"train": {"batchs": 3}}, "did you mean train.batches or train.batch? (see run.py --task NAME --help)"),
         ({"trian": {"batches": 3}}, "did you mean train?"),
-        ({"task": {"size": 6}}, "it belongs to the tasks nqueens, sudoku and sudoku_uncond (see run.py --task nqueens"),
+        (
+            {"task": {"size": 6}},
+            "it belongs to the tasks latin, nqueens, sudoku and sudoku_uncond (see run.py --task latin",
+        ),
         ({"model": {"decoding": "mode"}}, "it belongs to the model trm (see run.py --task NAME --model trm --help)"),
     ],
 )

@@ -10,7 +10,8 @@ from pyro_gram.tasks.held_out import InputSet
 from pyro_gram.tasks.sudoku import data
 from pyro_gram.tasks.sudoku.boards import solve, symmetry_invariants
 from pyro_gram.tasks.sudoku.data import assign_splits, random_puzzles
-from pyro_gram.tasks.sudoku.task import MISTAKE_COLOR, Sudoku, SudokuConfig
+from pyro_gram.tasks.sudoku.pictures import MISTAKE_COLOR
+from pyro_gram.tasks.sudoku.task import Sudoku, SudokuConfig
 from tests.tasks.sudoku_cases import QUESTION, SIZES, blank_cells, blocks, brute_force, canonical_4, sample_grids
 
 

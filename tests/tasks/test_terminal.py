@@ -66,6 +66,9 @@ def answer_text(task, rendering: str) -> str:
         case "MNIST":
             halves = ((line, ink) for line in lines for ink in ("▀█", "▄█"))
             return "/".join("".join(".#"[c in ink] for c in line) for line, ink in halves)
+        case "Latin":
+            rows = [line.partition("  ->  ")[2] or line[len(line) // 2 :] for line in lines]
+            return "/".join(re.sub(r"[^\d?]", "", row) for row in rows)
         case "Sudoku" | "SudokuBoards":
             start = (len(lines[0]) + len("  ->  ")) // 2 if task.spec.has_input else 0
             return re.sub(r"[^\d?]", "", "".join(line[start:] for line in lines))

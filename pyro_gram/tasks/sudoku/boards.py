@@ -3,7 +3,7 @@
 A board is ``size**2`` cells, row by row, 0 for a blank and 1 to ``size`` for digits; a grid is a board without blanks.
 A band is a row of boxes, and a stack is a column of boxes. The symmetries map solutions to solutions. They
 rename digits; they permute the bands, the rows of a band, the stacks, and the columns of a stack; and they transpose
-the board if boxes are square.
+the board if boxes are square. The functions also serve other boards, such as boards without boxes (Latin squares).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,17 +21,18 @@ from torch import Tensor
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
 SIZES = tuple(BOXES)
+Size: TypeAlias = "int | Geometry"  # the size of a Sudoku, or the geometry of another board
 MAX_SEARCHED_GRIDS_9 = 2000  # at most this many 9x9 grids are found by search; further grids are random images of these
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: there is one geometry for each size and box
 class Geometry:
     """Index tables for one size of board.
 
     Attributes:
         size: cells in a row.
-        box_rows, box_cols: rows and columns of a box.
-        units: the cells of each row, then of each column, then of each box, int64 ``[3 size, size]``.
+        box_rows, box_cols: rows and columns of a box; both are ``size`` if the board has no boxes.
+        units: the cells of each row, then of each column, then of each box if there are any, int64 ``[U, size]``.
         unit_masks: the same units, each as the bits of an integer.
         peer_masks: for each cell, the other cells of its units, as bits.
     """
@@ -58,18 +60,22 @@ class Geometry:
         return f"{('row', 'column', 'box')[kind]} {number + 1}{shape}"
 
 
+def geometry(size: Size) -> Geometry:
+    """Return the tables for Sudokus of size 4, 6 or 9; a geometry is returned as it is."""
+    return size if isinstance(size, Geometry) else make_geometry(size, BOXES[size])
+
+
 @cache
-def geometry(size: int) -> Geometry:
-    """Return the tables for boards of size 4, 6 or 9."""
-    box_rows, box_cols = BOXES[size]
+def make_geometry(size: int, box: tuple[int, int] | None = None) -> Geometry:
+    """Return the tables for boards whose boxes have the rows and columns ``box``; None for boards without boxes."""
+    box_rows, box_cols = box or (size, size)
     row, col = np.divmod(np.arange(size * size), size)
     unit_numbers = np.stack((row, col, row // box_rows * box_rows + col // box_cols), axis=1)
-    units = np.stack([np.flatnonzero(unit_numbers[:, kind] == n) for kind in range(3) for n in range(size)])
+    kinds = unit_numbers.T[: 3 if box else 2]
+    units = np.stack([np.flatnonzero(numbers == n) for numbers in kinds for n in range(size)])
     masks = tuple(sum(1 << int(c) for c in unit) for unit in units)
-    peers = []
-    for cell, (r, c, b) in enumerate(unit_numbers.tolist()):
-        peers.append((masks[r] | masks[size + c] | masks[2 * size + b]) & ~(1 << cell))
-    return Geometry(size, box_rows, box_cols, units, masks, tuple(peers))
+    peers = (set(units[(units == cell).any(1)].ravel().tolist()) - {cell} for cell in range(size * size))
+    return Geometry(size, box_rows, box_cols, units, masks, tuple(sum(1 << cell for cell in cells) for cells in peers))
 
 
 # ---- constraints -------------------------------------------------------------------------------------------------
@@ -81,7 +87,7 @@ def _num_missing(size: int) -> Tensor:
     return torch.tensor([size - n.bit_count() for n in range(1 << size)])
 
 
-def missing_digits(digits: Tensor, size: int) -> Tensor:
+def missing_digits(digits: Tensor, size: Size) -> Tensor:
     """Count the digits that are missing from the rows, columns and boxes together: 0 for a correct grid.
 
     In a unit without blanks, as many digits are missing as there are cells that repeat an earlier digit of the unit.
@@ -92,20 +98,21 @@ def missing_digits(digits: Tensor, size: int) -> Tensor:
     Returns:
         int64 ``[...]``.
     """
-    is_digit = (digits >= 0) & (digits < size)
-    bits = torch.where(is_digit, 1 << digits.clamp(0, size - 1), 0).to(torch.int16)
-    units = torch.from_numpy(geometry(size).units)
+    g = geometry(size)
+    is_digit = (digits >= 0) & (digits < g.size)
+    bits = torch.where(is_digit, 1 << digits.clamp(0, g.size - 1), 0).to(torch.int16)
+    units = torch.from_numpy(g.units)
     present_digits = bits[..., units[:, 0]]
-    for place in range(1, size):
+    for place in range(1, g.size):
         present_digits = present_digits | bits[..., units[:, place]]
-    return _num_missing(size)[present_digits.long()].sum(-1)
+    return _num_missing(g.size)[present_digits.long()].sum(-1)
 
 
-def conflicts(digits: Sequence[int], size: int) -> list[tuple[int, int, list[int]]]:
+def conflicts(digits: Sequence[int], size: Size) -> list[tuple[int, int, list[int]]]:
     """List every digit that occurs more than once in a unit, as (unit, digit, cells); ``digits`` has 0 for blanks."""
-    repeats = []
-    for unit, cells in enumerate(geometry(size).units.tolist()):
-        for digit in range(1, size + 1):
+    repeats, g = [], geometry(size)
+    for unit, cells in enumerate(g.units.tolist()):
+        for digit in range(1, g.size + 1):
             cells_of_digit = [c for c in cells if digits[c] == digit]
             if len(cells_of_digit) > 1:
                 repeats.append((unit, digit, cells_of_digit))
@@ -116,7 +123,7 @@ def conflicts(digits: Sequence[int], size: int) -> list[tuple[int, int, list[int
 
 
 def solve(
-    board: Sequence[int], size: int, limit: int = 2, rng: np.random.Generator | None = None
+    board: Sequence[int], size: Size, limit: int = 2, rng: np.random.Generator | None = None
 ) -> list[tuple[int, ...]]:
     """Return up to ``limit`` solutions of a board, by exact backtracking on bit masks.
 
@@ -127,12 +134,12 @@ def solve(
 
     Args:
         board: ``size**2`` digits, 0 for a blank.
-        size: 4, 6 or 9.
+        size: the size or geometry of the board.
         limit: the most solutions to return.
         rng: draws the order in which branches are tried; None for a fixed order.
     """
     g = geometry(size)
-    candidates = [(1 << g.cells) - 1] * size
+    candidates = [(1 << g.cells) - 1] * g.size
     filled_cells = 0
     for cell, digit in enumerate(board):
         if digit:
@@ -250,7 +257,7 @@ def _to_digits(candidates: list[int], g: Geometry) -> tuple[int, ...]:
 # ---- symmetries --------------------------------------------------------------------------------------------------
 
 
-def random_symmetries(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_symmetries(count: int, size: Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw elements of the symmetry group, uniformly and independently.
 
     Cell i of the image holds the digit of cell ``cells[i]`` of the board; digit d (from 0) becomes ``digits[d]``.
@@ -266,13 +273,13 @@ def random_symmetries(count: int, size: int, generator: torch.Generator) -> tupl
     def line_order(groups: int, lines: int) -> Tensor:
         return (permutations(groups)[..., None] * lines + permutations(groups, lines)).flatten(1)
 
-    rows = line_order(size // g.box_rows, g.box_rows)
-    cols = line_order(size // g.box_cols, g.box_cols)
-    cells = rows[:, :, None] * size + cols[:, None, :]
+    rows = line_order(g.size // g.box_rows, g.box_rows)
+    cols = line_order(g.size // g.box_cols, g.box_cols)
+    cells = rows[:, :, None] * g.size + cols[:, None, :]
     if g.has_square_boxes:
         is_transposed = torch.rand(count, 1, 1, generator=generator) < 0.5
         cells = torch.where(is_transposed, cells.transpose(1, 2), cells)
-    return cells.flatten(1), permutations(size)
+    return cells.flatten(1), permutations(g.size)
 
 
 def transform(boards: Tensor, cells: Tensor, digits: Tensor, first: int) -> Tensor:
@@ -288,7 +295,7 @@ def transform(boards: Tensor, cells: Tensor, digits: Tensor, first: int) -> Tens
     return image_of_token.gather(1, boards.gather(1, cells))
 
 
-def symmetry_invariants(boards: np.ndarray, size: int, rounds: int = 4, chunk: int = 20_000) -> np.ndarray:
+def symmetry_invariants(boards: np.ndarray, size: Size, rounds: int = 4, chunk: int = 20_000) -> np.ndarray:
     """Return a key for each board. Symmetric boards have equal keys; boards that are not symmetric rarely do.
 
     Cells have colours, which are refined as in the Weisfeiler-Leman test: each round describes digits, rows, columns,
@@ -301,13 +308,12 @@ def symmetry_invariants(boards: np.ndarray, size: int, rounds: int = 4, chunk: i
     Returns:
         uint64 ``[N]``.
     """
-    parts = [_invariants(boards[i : i + chunk], size, rounds) for i in range(0, len(boards), chunk)]
+    parts = [_invariants(boards[i : i + chunk], geometry(size), rounds) for i in range(0, len(boards), chunk)]
     return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 
 
-def _invariants(boards: np.ndarray, size: int, rounds: int) -> np.ndarray:
-    g = geometry(size)
-    n, bands, stacks = len(boards), size // g.box_rows, size // g.box_cols
+def _invariants(boards: np.ndarray, g: Geometry, rounds: int) -> np.ndarray:
+    n, bands, stacks = len(boards), g.size // g.box_rows, g.size // g.box_cols
     digit = torch.from_numpy(boards.astype(np.int64))
     color = _scramble((boards > 0).astype(np.uint64))
     column_kind = np.uint64(0 if g.has_square_boxes else 1)  # without transposition, columns differ from rows
@@ -318,7 +324,7 @@ def _invariants(boards: np.ndarray, size: int, rounds: int) -> np.ndarray:
         rows = _scramble(rows + _scramble(rows.sum(2, keepdims=True)))
         cols = _scramble(cols + _scramble(cols.sum(2, keepdims=True)))
         boxes = _scramble(grid.sum((2, 4), keepdims=True) ^ np.uint64(2))
-        digit_hashes = torch.zeros(n, size + 1, dtype=torch.int64)
+        digit_hashes = torch.zeros(n, g.size + 1, dtype=torch.int64)
         digit_hashes.scatter_add_(1, digit, torch.from_numpy(color.view(np.int64)))
         digit_hashes = torch.from_numpy(_scramble(digit_hashes.numpy().view(np.uint64) ^ np.uint64(4)).view(np.int64))
         digit_hashes[:, 0] = 0  # blanks do not count as a common digit

@@ -147,6 +147,8 @@ def assign_splits(keys: np.ndarray, sizes: dict[str, int], rng: np.random.Genera
     Returns:
         The indices of each split's puzzles, or None if there are too few puzzles.
     """
+    if not len(keys):
+        return None
     _, group = np.unique(keys, return_inverse=True)
     rank = rng.permutation(group.max() + 1)[group.ravel()]
     order = np.argsort(rank, kind="stable")

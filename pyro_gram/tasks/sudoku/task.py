@@ -8,7 +8,7 @@ if its image is held out.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -46,8 +46,8 @@ from pyro_gram.tasks.sudoku.data import (
     random_puzzles,
     read_csv,
 )
+from pyro_gram.tasks.sudoku.pictures import draw_board, render_puzzle
 from pyro_gram.tasks.sudoku.text import parse_puzzle, split_puzzles
-from pyro_gram.tasks.terminal import FILLED_INK, join_blocks, join_cells, mark_mistake, painter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,6 @@ DEFAULT_TEST = {4: 500, 6: 500, 9: 1000}
 MAX_SOLUTIONS_COUNTED = 1000  # if a board has more solutions, they are not counted
 FRESH_DRAWS = 1000  # the least number of puzzles that fresh_inputs draws at once
 SOURCES = ("auto", "generated", "extreme")
-CLUE_COLOR, FILLED_COLOR, MISTAKE_COLOR = "#000000", "#0072B2", "#C00000"
 
 
 @dataclass(frozen=True)
@@ -307,11 +306,7 @@ class Sudoku(Task):
 
     def render(self, x: Tensor | None, y: Tensor | None = None, colour: bool = False) -> str:
         """Return the board of the clues and, if given, the board of the answer on its right."""
-        clues, answer = self._digits(x, y)
-        boards = [render_board(self.size, clues, colour=colour)]
-        if answer is not None:
-            boards.append(render_board(self.size, clues, answer, colour))
-        return join_blocks(*boards, separator="  ->  ")
+        return render_puzzle(self.size, *self._digits(x, y), colour)
 
     def _digits(self, x: Tensor | None, y: Tensor | None) -> tuple[list[int], list[int] | None]:
         """Return the clues and the answer as digits; 0 is a blank, or a token that is not a digit."""
@@ -329,71 +324,3 @@ def _split_size(split: str, num_requested: int, default: int, num_available: int
             f"{split} = {num_requested}, but {reason} only {num_available} puzzles: lower it, or set it to 0 for all"
         )
     return min(default, num_available) if num_requested < 0 else num_requested or num_available
-
-
-def find_mistakes(size: int, clues: Sequence[int], answer: Sequence[int] | None) -> set[int]:
-    """Return the cells whose digit is repeated in a row, column or box; in an answer, also blanks and changed clues.
-
-    Arguments are those of :func:`draw_board`.
-    """
-    mistakes = {cell for _, _, cells in conflicts(clues if answer is None else answer, size) for cell in cells}
-    if answer is not None:
-        mistakes |= {c for c, digit in enumerate(answer) if not digit or (clues[c] and clues[c] != digit)}
-    return mistakes
-
-
-def render_board(size: int, clues: Sequence[int], answer: Sequence[int] | None = None, colour: bool = False) -> str:
-    """Return a board with its boxes as text: clues bold, other digits blue, mistakes marked.
-
-    Arguments are those of :func:`draw_board`.
-    """
-    paint, g = painter(colour), geometry(size)
-    digits, mistakes = clues if answer is None else answer, find_mistakes(size, clues, answer)
-    cells = []
-    for cell, digit in enumerate(digits):
-        text = str(digit) if digit else "." if answer is None else "?"
-        if cell in mistakes:
-            cells.append(mark_mistake(text, paint))
-        else:
-            style = {"bold": True} if clues[cell] else {"foreground": FILLED_INK if digit else None}
-            cells.append(paint(text, **style) + " ")
-    return join_cells(cells, size, g.box_rows, g.box_cols)
-
-
-def draw_board(axes: Axes, size: int, clues: Sequence[int], answer: Sequence[int] | None = None) -> None:
-    """Draw a board with its boxes: clues bold and black, other digits blue, mistakes red on a tinted cell.
-
-    Args:
-        axes: the axes to draw on.
-        size: size of the board.
-        clues: ``size**2`` digits, 0 for a blank.
-        answer: ``size**2`` digits, 0 (drawn as ``?``) for a token that is not a digit; None to draw the clues only.
-    """
-    g = geometry(size)
-    digits, mistakes = clues if answer is None else answer, find_mistakes(size, clues, answer)
-    for line in range(size + 1):
-        for box, draw in ((g.box_rows, axes.hlines), (g.box_cols, axes.vlines)):
-            is_box_edge = line % box == 0
-            draw(line, 0, size, colors="#333333" if is_box_edge else "#BBBBBB", linewidth=1.4 if is_box_edge else 0.5)
-    cell_points = axes.get_window_extent().height / axes.get_figure().dpi * 72 / size  # type: ignore[union-attr]
-    for cell, digit in enumerate(digits):
-        row, col = divmod(cell, size)
-        if cell in mistakes:
-            axes.fill((col, col + 1, col + 1, col), (row, row, row + 1, row + 1), color="#F8DADA", zorder=0)
-        if not digit and answer is None:
-            continue
-        color = MISTAKE_COLOR if cell in mistakes else CLUE_COLOR if clues[cell] else FILLED_COLOR
-        axes.text(
-            col + 0.5,
-            row + 0.52,
-            str(digit or "?"),
-            ha="center",
-            va="center",
-            color=color,
-            fontsize=max(3.0, 0.55 * cell_points),
-            fontweight="bold" if clues[cell] else "normal",
-        )
-    axes.set_xlim(-0.05, size + 0.05)
-    axes.set_ylim(size + 0.05, -0.05)
-    axes.set_aspect("equal")
-    axes.set_axis_off()
