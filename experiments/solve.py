@@ -18,7 +18,7 @@ import pyro_gram
 from pyro_gram.answers import Answer, Answers
 from pyro_gram.checkpoint import checkpoint_for_puzzles
 from pyro_gram.diagnostics.plots.run import answers_figure, pluralize
-from pyro_gram.errors import InputError, UserError
+from pyro_gram.errors import CheckpointError, InputError, UserError
 from pyro_gram.sampling.selection import SELECTIONS
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.solver import BATCH_TRAJECTORIES, DRAWS, Solver
@@ -242,8 +242,8 @@ def make_jobs(sources: list[Source], solvers: Solvers, arguments: Any) -> list[J
             inputs = (
                 read_inputs(task, source.text, arguments.colors) if is_lenient else list(task.read_inputs(source.text))
             )
-        except InputError as e:
-            raise (InputError(f"{source.name}: {e}") if len(sources) > 1 and source.name not in str(e) else e) from None
+        except (InputError, CheckpointError) as e:
+            raise (UserError(f"{source.name}: {e}") if len(sources) > 1 and source.name not in str(e) else e) from None
         if not jobs or jobs[-1].solver is not solver:
             jobs.append(Job(solver, []))
         jobs[-1].inputs += inputs

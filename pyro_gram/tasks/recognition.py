@@ -19,7 +19,7 @@ from pyro_gram.tasks.base import NO_PUZZLE
 from pyro_gram.tasks.board_text import cells_of, clean_line, is_rule, split_boards
 
 MAX_PUZZLES = 50  # so many puzzles of a text are tried
-MAX_CHARACTERS = 2**20  # so much of a text is read, unless it is JSON
+MAX_CHARACTERS = 2**16  # so much of a text is read, unless it is JSON
 MAX_VERTICES = 10_000  # of a graph; larger ones are not read
 LATIN_SIZES = (3, 5, 7, 8)  # a square of another size is a Sudoku
 LATIN_BLANKS = ".0*_-xX?"
@@ -176,7 +176,7 @@ def _may_be_rows_of_sudoku(pieces: Sequence[PuzzleText]) -> bool:
     if ``-1`` is their only blank; or if several lists have one length, and none has two blanks; or if a single list has
     no blanks but 0, and not about as many numbers as a Sudoku has cells.
     """
-    lists = [numbers for piece in pieces[:MAX_PUZZLES] if (numbers := _numbers_of(piece.text))]
+    lists = [_numbers_of(piece.text) for piece in pieces[:MAX_PUZZLES]]  # empty for a text that is no such list
     values = [number for numbers in lists for number in numbers if number is not None]
     num_marks = sum(numbers.count(None) for numbers in lists)
     num_digits = sum(0 <= value <= 9 for value in values)

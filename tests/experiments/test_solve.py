@@ -217,13 +217,16 @@ def test_files_that_cannot_be_read_end_in_one_line(checkpoint, tmp_path, capsys)
         ("--seed x", "--seed"),
         ("--seed 100000000000000000000", "seed"),
         ("--num-sample 3", "--num-sample"),
-        ("stray", "unrecognized arguments: stray"),
+        ("stray", "puzzles are named twice: give FILE or --input, not both"),
+        ("--colors 0", "--colors must be at least 1, not 0"),
+        ("--colors 3", "the task coloring has no number of colours"),
+        ("--task sudoku", "--task is sudoku, and the checkpoint .* is of the task coloring"),
     ],
 )
 def test_bad_arguments_end_in_one_line(options, message, checkpoint, tmp_path, capsys):
     (tmp_path / "one.g6").write_text("Cr")
     err = error_of(capsys, "--checkpoint", checkpoint, "--input", tmp_path / "one.g6", "--json", *options.split())
-    assert message in err
+    assert re.search(message, err)
 
 
 def test_checkpoints_that_cannot_be_loaded_end_in_one_line(tmp_path, capsys):
@@ -231,7 +234,6 @@ def test_checkpoints_that_cannot_be_loaded_end_in_one_line(tmp_path, capsys):
     for checkpoint, message in (("nothing.safetensors", "no checkpoint at"), ("one.g6", "not a readable safetensors")):
         err = error_of(capsys, "--checkpoint", tmp_path / checkpoint, "--input", tmp_path / "one.g6")
         assert message in err
-    assert "--checkpoint" in error_of(capsys)
 
 
 # ---- from Python -------------------------------------------------------------------------------------------------
