@@ -100,9 +100,10 @@ class AmortizedGuide(EffectGuide):
         return torch.cat((u, align_answer(code, u)), dim=-1)
 
     def posterior(self, u: Tensor, code: Tensor, prior: dist.TorchDistribution) -> dist.TorchDistribution:
-        q = neutral_at_padding(self.make_posterior(prior, self.head(self.features(u, code))), padding_mask(self.model))
+        q = self.make_posterior(prior, self.head(self.features(u, code)))
         if not self.max_kl:
             return q
+        q = neutral_at_padding(q, padding_mask(self.model))  # so that padding has no share of the KL
         if type_of(q) != "Normal" or type_of(prior) != "Normal":
             raise ConfigError("guide.max_kl needs a Gaussian prior: set guide.max_kl to 0 for other priors")
         loc, scale = limit_kl(q.base_dist.loc, q.base_dist.scale, prior.base_dist, self.max_kl)

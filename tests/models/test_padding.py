@@ -36,6 +36,7 @@ PROGRAMS = [
     {"guide": "global", "guide_config": {"layers": 0}},
     {"guide": "replay", "guide_config": {"layers": 1}},
     {"guide": "amortized", "guide_config": {"max_kl": 0.5}},
+    {"guide": "replay", "guide_config": {"max_kl": 0.5}},
     {"model": "looped", "prior": "discrete", "guide": "replay"},
     {"model": "vae", "prior": "standard", "guide": "amortized", "guide_config": {"layers": 2}},
 ]

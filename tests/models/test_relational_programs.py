@@ -11,6 +11,8 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Importance, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
+from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.inference.importance import guide_draws
 from pyro_gram.sampling.rollout import rollout
 from tests.networks.relational import SPECS, make_pairs, make_program, positions_of
 
@@ -72,6 +74,23 @@ def test_importance_weights_are_those_of_model_and_guide(task):
             density = dist.Normal(normal.loc[b, positions], normal.scale[b, positions])
             expected = expected + sign * density.log_prob(trace.nodes["eps_1"]["value"][b, positions]).sum()
     assert importance.log_weights[0].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+class Shift(EffectGuide):
+    """A user's guide, which knows nothing of padding."""
+
+    def posterior(self, u, code, prior):
+        return dist.Normal(u * 0 + 0.3, 0.2).to_event(2)
+
+
+def test_a_guide_of_ones_own_has_no_kl_at_padding(task):
+    model, _ = make_program(SPECS[task])
+    x, y = make_pairs(task)
+    draws = guide_draws(model, Shift(model), x, y, steps=1, num_samples=1)
+    for b in range(len(x)):
+        x_b, y_b = SPECS[task].crop(x[b : b + 1], y[b : b + 1])
+        lone_draws = guide_draws(model, Shift(model), x_b, y_b, steps=1, num_samples=1)
+        torch.testing.assert_close(draws.kl[0, :, b], lone_draws.kl[0, :, 0])
 
 
 def test_render_model_shows_the_program(task):
