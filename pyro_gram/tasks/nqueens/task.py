@@ -5,6 +5,9 @@ default the inputs are split 85:15 at random, as in the paper. Nearly every held
 reflection of a training input, and its completions are also answers of training inputs. The augmentation by the eight
 symmetries never produces a held-out input. With ``split_by = "orbit"`` whole orbits of solutions (a solution with
 all its images) are held out, and no completion of a test input was ever an answer in training.
+
+With ``layout = "square"`` a model takes boards of 4 to 20 rows, and the splits may have several sizes. By orbit, a
+training answer then shows no held-out solution of fewer queens either (``tasks.nqueens.splits``).
 """
 
 from __future__ import annotations
