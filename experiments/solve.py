@@ -1,5 +1,4 @@
-"""Solve your own puzzles: ``python experiments/solve.py FILE``. The notation of a puzzle tells its task, and the task
-its checkpoint."""
+"""Solve your own puzzles: ``python experiments/solve.py FILE`` finds their task, and a checkpoint, by the notation."""
 
 from __future__ import annotations
 
@@ -169,8 +168,13 @@ class FailedInput:
         return {"input": self.text, "error": self.error}
 
 
-def read_inputs(task: Task, text: str, colors: int | None) -> list[Tensor | FailedInput]:
-    """Read every input of a text, for ``--keep-going``. An input that cannot be solved becomes a FailedInput."""
+def read_inputs(task: Task, text: str, colors: int | None, keep_going: bool) -> list[Tensor | FailedInput]:
+    """Read every input of a text, and check that ``colors`` may suffice for it.
+
+    With ``keep_going``, an input that cannot be solved becomes a FailedInput; otherwise it raises InputError.
+    """
+    if colors is None and not keep_going:
+        return list(task.read_inputs(text))
     inputs: list[Tensor | FailedInput] = []
     pieces = task.puzzle_texts(text)
     if not pieces:
@@ -183,7 +187,10 @@ def read_inputs(task: Task, text: str, colors: int | None) -> list[Tensor | Fail
                     input_with_colors(task, x[None], colors)
             inputs += rows
         except InputError as e:
-            inputs.append(FailedInput(piece.text.strip(), str(piece.locate_error(e) if len(pieces) > 1 else e)))
+            error = piece.locate_error(e) if len(pieces) > 1 else e
+            if not keep_going:
+                raise error from None
+            inputs.append(FailedInput(piece.text.strip(), str(error)))
     return inputs
 
 
@@ -237,11 +244,8 @@ def make_jobs(sources: list[Source], solvers: Solvers, arguments: Any) -> list[J
     for source in sources:
         try:
             solver = solvers.solver_of(source)
-            task = solver.task
-            is_lenient = arguments.keep_going and task.spec.has_input
-            inputs = (
-                read_inputs(task, source.text, arguments.colors) if is_lenient else list(task.read_inputs(source.text))
-            )
+            keep_going = arguments.keep_going and solver.task.spec.has_input
+            inputs = read_inputs(solver.task, source.text, arguments.colors, keep_going)
         except (InputError, CheckpointError) as e:
             raise (UserError(f"{source.name}: {e}") if len(sources) > 1 and source.name not in str(e) else e) from None
         if not jobs or jobs[-1].solver is not solver:
@@ -357,9 +361,9 @@ def main(argv: list[str]) -> int:
     solvers = Solvers(arguments)
     # Without --keep-going all inputs are checked before any is solved.
     jobs = make_jobs(read_sources(arguments), solvers, arguments)
-    print(*solvers.choices, sep="\n", end="\n" * bool(solvers.choices), file=sys.stderr)
     if arguments.figure and len(jobs) > 1:
         raise UserError("--figure draws the puzzles of one task: give the files of one task")
+    print(*solvers.choices, sep="\n", end="\n" * bool(solvers.choices), file=sys.stderr)
     figure_answers: list[Answers] = []
     for job in jobs:
         answers = solve_all(job.solver, [x for x in job.inputs if not isinstance(x, FailedInput)], **settings)

@@ -1,0 +1,218 @@
+"""``solve.py`` finds the task of a file and the checkpoint of the task; checkpoints of the repository load by name."""
+
+import io
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+import experiments.solve
+import pyro_gram
+from pyro_gram import checkpoint
+from pyro_gram.answers import Answers
+from pyro_gram.errors import CheckpointError, InputError
+from pyro_gram.tasks import advice
+from tests.conftest import ROOT
+from tests.experiments.small_run import cli
+
+CHECKPOINTS = ROOT / "checkpoints"
+CYCLE = "p edge 8 8\n" + "".join(f"e {v} {v % 8 + 1}\n" for v in range(1, 9))
+PETERSEN = "IheA@GUAo"
+QUEENS = "Q......./......../....Q.../......../......../......../......../........"
+SUDOKU = ".412\n.2..\n21..\n432.\n"
+TEXTS = {"cycle.col": CYCLE, "queens.txt": QUEENS, "sudoku.txt": SUDOKU, "petersen.g6": PETERSEN}
+FAST = ["--num-samples", 2, "--depth", 1]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, with four files of puzzles."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in TEXTS.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def use_checkpoints(monkeypatch):
+    """Return a function that sets the folder of the repository's checkpoints."""
+
+    def use(path):
+        monkeypatch.setattr(checkpoint, "CHECKPOINTS", path)
+        monkeypatch.setattr(advice, "CHECKPOINTS", path)
+
+    return use
+
+
+def solve(capsys, *options):
+    """Run a command that must succeed. Return the printed objects and the lines on stderr."""
+    assert cli(experiments.solve.main, *options, "--json", *FAST) == 0
+    out, err = capsys.readouterr()
+    return [json.loads(line) for line in out.splitlines()], err.splitlines()
+
+
+def error_of(capsys, *options):
+    """Run a command that must fail with one line on stderr and exit code 2; return the line."""
+    assert cli(experiments.solve.main, *options, *FAST) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    return err
+
+
+def test_files_of_several_tasks_and_sizes_are_solved_in_their_order(folder, capsys):
+    objects, lines = solve(capsys, *TEXTS)
+    assert [o["input"] for o in objects] == ["GhCGKC", QUEENS, SUDOKU.replace("\n", ""), PETERSEN]
+    assert lines == [
+        f"{file}: {task}, solved with {CHECKPOINTS / name}.safetensors"
+        for file, task, name in (
+            ("cycle.col", "coloring", "coloring8"),
+            ("queens.txt", "nqueens", "nqueens8"),
+            ("sudoku.txt", "sudoku", "sudoku4"),
+            ("petersen.g6", "coloring", "coloring10"),
+        )
+    ]
+
+
+def test_the_answers_are_those_of_the_named_checkpoint(folder, capsys):
+    expected, lines = solve(capsys, "--checkpoint", CHECKPOINTS / "coloring8.safetensors", "--input", "cycle.col")
+    assert lines == []
+    assert solve(capsys, "--checkpoint", "coloring8", "cycle.col")[0] == expected
+    assert solve(capsys, "--task", "coloring", "cycle.col")[0] == expected
+    assert solve(capsys, "--input", "cycle.col")[0] == expected
+
+
+def test_a_pipe_is_recognized_too(folder, monkeypatch, capsys):
+    expected, _ = solve(capsys, "sudoku.txt")
+    for options in ([], ["-"], ["--input", "-"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO(SUDOKU))
+        assert solve(capsys, *options)[0] == expected
+
+
+def test_a_terminal_is_not_waited_for(monkeypatch, capsys):
+    terminal = io.StringIO(SUDOKU)
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", terminal)
+    assert "there is no puzzle: name a FILE, or pipe a text" in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("." * 81, [], "a puzzle has size = 9: .*train one: python experiments/run.py --task sudoku --task.size 9"),
+        ("p sp 3000000 1", [], "vertices = 3000000: no checkpoint can have this size"),
+        (SUDOKU.replace("412", "442"), [], "the clues contradict each other"),
+        (SUDOKU.replace(".412", ".41"), [], "4 rows of 3 or 4 cells|3 rows|one line|board has"),
+        ("....\n" * 4, [], "a.txt may be a puzzle of nqueens or sudoku: decide with --task or --checkpoint"),
+        ("hello world", [], "a.txt is of no notation that is recognized"),
+        ("# nothing", [], "there is no puzzle in the text"),
+        (SUDOKU, ["--task", "sudoky"], "unknown task 'sudoky'.*did you mean sudoku?"),
+        (SUDOKU, ["--task", "coloring", "--checkpoint", "sudoku4"], "--task is coloring, and .* of the task sudoku"),
+        (SUDOKU, ["--checkpoint", "sudoku5"], "no checkpoint at sudoku5, .*known names: .*sudoku4.*did you mean"),
+        (SUDOKU, ["--colors", "3"], "the task sudoku has no number of colours"),
+        (SUDOKU, ["queens.txt", "--figure", "a.png"], "--figure draws the puzzles of one task"),
+        (SUDOKU, ["--input", "queens.txt"], "give FILE or --input, not both"),
+        (QUEENS.replace("./....Q", "./Q...Q"), ["sudoku.txt"], "^error: a.txt: the queens at row 1"),
+        ('{"train": [], "test": []}', [], "no checkpoint at arc, and none has this name"),
+    ],
+)
+def test_what_is_not_clear_or_not_possible_ends_in_one_line(text, options, message, folder, capsys):
+    (folder / "a.txt").write_text(text)
+    err = error_of(capsys, "a.txt", *options)
+    assert re.search(message, err), err
+
+
+def test_the_options_decide_where_the_text_does_not(folder, capsys):
+    (folder / "a.txt").write_text("....\n" * 4)
+    assert [o["input"] for o in solve(capsys, "a.txt", "--task", "sudoku")[0]] == ["." * 16]
+    assert [o["input"] for o in solve(capsys, "a.txt", "--checkpoint", "sudoku4")[0]] == ["." * 16]
+
+
+def test_with_keep_going_the_files_after_a_faulty_one_are_solved(folder, capsys):
+    (folder / "bad.g6").write_text("G~~~~{\n")
+    assert cli(experiments.solve.main, "bad.g6", "sudoku.txt", "--keep-going", "--json", *FAST) == 1
+    failure, answers = map(json.loads, capsys.readouterr().out.splitlines())
+    assert "not 3-colourable" in failure["error"]
+    assert answers["input"] == SUDOKU.replace("\n", "")
+
+
+# ---- checkpoints by name -----------------------------------------------------------------------------------------
+
+
+def test_the_checkpoint_with_the_name_of_the_task_comes_first(folder, use_checkpoints, capsys):
+    shutil.copy(CHECKPOINTS / "sudoku4.safetensors", folder / "sudoku.safetensors")
+    for name in ("sudoku4.json", "sudoku4.safetensors"):
+        shutil.copy(CHECKPOINTS / name, folder / name)
+    use_checkpoints(folder)
+    _, lines = solve(capsys, "sudoku.txt")
+    assert lines == ["sudoku.txt: sudoku, solved with sudoku.safetensors"]
+    assert pyro_gram.load("sudoku").task.size == 4
+
+
+def test_a_name_is_a_file_or_a_run_before_it_is_a_checkpoint_of_the_repository(folder):
+    assert checkpoint.find_checkpoint("coloring8") == CHECKPOINTS / "coloring8.safetensors"
+    (folder / "coloring8").mkdir()  # a directory without a model
+    assert checkpoint.find_checkpoint("coloring8") == CHECKPOINTS / "coloring8.safetensors"
+    run_file = folder / "coloring8" / "model.safetensors"
+    run_file.touch()
+    assert checkpoint.find_checkpoint("coloring8").samefile(run_file)
+    (folder / "sudoku4").touch()
+    assert checkpoint.find_checkpoint("sudoku4").samefile(folder / "sudoku4")
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(CheckpointError, match="known names: coloring10, coloring8, .*did you mean coloring8"):
+        pyro_gram.load("colorin8")
+    for path in ("runs/coloring8", "coloring9.safetensors"):
+        with pytest.raises(CheckpointError, match=f"^no checkpoint at {path}$"):
+            pyro_gram.load(path)
+
+
+def test_without_the_repository_the_error_says_where_checkpoints_are(folder, use_checkpoints, capsys):
+    use_checkpoints(folder / "nowhere")
+    with pytest.raises(CheckpointError, match="comes without checkpoints: clone its repository"):
+        pyro_gram.load("coloring")
+    assert "comes without checkpoints: clone its repository" in error_of(capsys, "cycle.col")
+
+
+# ---- numbers of colours ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("distinct_valid", "fewer", "line"),
+    [
+        (1, {}, "  with 3 colours"),
+        (2, {3: "proved impossible", 4: "none found in 9 samples"}, "; with 3: proved impossible; with 4: none found"),
+        (0, {3: "none found in 9 samples"}, ": none found in 9 samples; with 3: none found in 9 samples"),
+    ],
+)
+def test_the_output_says_how_many_colours_were_needed(distinct_valid, fewer, line):
+    solver = pyro_gram.load("coloring8")
+    colors = 3 + len(fewer)
+    counts = {"distinct": 2, "distinct_valid": distinct_valid, "total": None, "mean_steps": 1.0, "caveats": ()}
+    x = solver.task.parse("GhCGKC")
+    answers = Answers("GhCGKC", [], 9, 1, "all", **counts, x=x, colors=colors, fewer_colors=fewer)
+    second_line = experiments.solve.format_solved(solver, answers).splitlines()[1]
+    assert second_line.startswith(f"  with {colors} colours")
+    assert line in second_line
+
+
+def test_an_input_that_needs_more_colours_is_reported_in_its_place(monkeypatch):
+    task = pyro_gram.load("coloring8").task
+    monkeypatch.setattr(type(task), "max_colors", 4)
+
+    def with_colors(self, x, colors):
+        if x.sum() < 20:
+            raise InputError("the graph needs more colours")
+        return x
+
+    monkeypatch.setattr(type(task), "with_colors", with_colors)
+    texts = "GhCGKC\nG?????\n"
+    first, second = experiments.solve.read_inputs(task, texts, colors=3, keep_going=True)
+    assert torch.equal(first, task.parse("GhCGKC"))
+    assert isinstance(second, experiments.solve.FailedInput)
+    assert second.error.startswith("line 2: the graph needs more colours")
+    with pytest.raises(InputError, match="^line 2: the graph needs more colours"):
+        experiments.solve.read_inputs(task, texts, colors=3, keep_going=False)
