@@ -28,20 +28,21 @@ RelationsOf = Callable[[int], Tensor]  # maps a size to the relations of its cel
 
 
 @cache
-def _relation_table(relations_of: RelationsOf, size: int, device: torch.device) -> Tensor:
-    """Return the relations of boards of 0 to ``size`` rows, bool ``[size + 1, R, size^2, size^2]``.
+def _relation_table(relations_of: RelationsOf, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the relations of boards of 0 to n rows, n the largest size: bool ``[n + 1, R, n^2, n^2]``.
 
     Padding sees only itself.
     """
-    length = size**2
-    table = torch.eye(length, dtype=torch.bool).expand(size + 1, len(relations_of(1)), length, length).clone()
-    for rows in range(1, size + 1):
-        table[rows, :, : rows**2, : rows**2] = relations_of(rows)
+    length = sizes[-1] ** 2
+    num_relations = len(relations_of(sizes[0]))
+    table = torch.eye(length, dtype=torch.bool).expand(sizes[-1] + 1, num_relations, length, length).clone()
+    for size in sizes:
+        table[size, :, : size**2, : size**2] = relations_of(size)
     return table.to(device)
 
 
 def board_structure(
-    x: Tensor, relations_of: RelationsOf, sizes: Sequence[int], first_class: int, classes: int
+    x: Tensor, relations_of: RelationsOf, sizes: tuple[int, ...], first_class: int, classes: int
 ) -> Structure:
     """Return the structure of boards: a given digit stays, and digits beyond the size of a board are closed.
 
@@ -52,7 +53,7 @@ def board_structure(
         first_class: the class of the digit 1 in an answer.
         classes: the number of classes of an answer.
     """
-    table = _relation_table(relations_of, sizes[-1], x.device)
+    table = _relation_table(relations_of, sizes, x.device)
     value = torch.arange(classes, device=x.device) - first_class
     given_value = (x - FIRST_DIGIT)[..., None]
     is_open = (given_value < 0) | (value == given_value)
@@ -82,8 +83,11 @@ class BoardSizes:
         self.length = geometries[-1].cells
 
     def of(self, x: Tensor) -> Geometry:
-        """Return the geometry of one input ``x [L]``."""
-        return next(g for g, is_size in self._by_size(x) if is_size)
+        """Return the geometry of one input ``x [L]``. Raises InputError if its tokens are no board."""
+        for g, _ in self._by_size(x):
+            return g
+        sizes = " or ".join(str(g.cells) for g in self.geometries)
+        raise InputError(f"{int((x != PADDING).sum())} tokens that are not padding are no board, which has {sizes}")
 
     def _by_size(self, x: Tensor) -> Iterator[tuple[Geometry, Tensor]]:
         """Yield each size of boards that occurs among the inputs ``[..., L]``, and which of them have it."""

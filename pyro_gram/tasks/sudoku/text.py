@@ -72,36 +72,32 @@ def row_length(line: str) -> int:
     return len(cells) if cells and len(cells) in SIZES and all(len(cell) == 1 for cell in cells) else 0
 
 
-def parse_puzzle(text: str, size: int, advise: Callable[[int], str]) -> list[int]:
+def parse_puzzle(text: str, sizes: tuple[int, ...], advise: Callable[[int], str]) -> list[int]:
     """Return the digits of one board, row by row, 0 for a blank.
 
     Args:
         text: one line, or a line for each row.
-        size: the size of board that the caller expects.
+        sizes: the sizes of boards that the caller expects, in ascending order.
         advise: maps a wrong size to advice for the user.
 
     Raises:
-        InputError: the text is not a board of this size.
+        InputError: the text is not a board of one of these sizes.
     """
     lines = lines_of_board(text, BOARD_NAMES, row_length, split_puzzles, remove_answer)
     cells = _cells_of_board(lines[0]) if len(lines) == 1 else _join_rows(lines)
     if cells is None:
-        _refuse_spaces(lines, size)
+        _refuse_spaces(lines, sizes[-1])
     _check_characters(cells, lines)
     actual_size = SIZE_OF.get(len(cells))
     is_square = len(lines) == 1 or all(len(cells_of(line, is_cell_count) or "") == actual_size for line in lines)
     if actual_size is None or not is_square:
-        _refuse_length(cells, lines, size)
-    if actual_size != size:
+        _refuse_length(cells, lines, sizes)
+    if actual_size not in sizes:
+        size = " or ".join(map(str, sizes))
         raise InputError(
             f"the board is {actual_size}x{actual_size}; this task has size = {size}: {advise(actual_size)}"
         )
-    digits = [0 if cell in BLANKS else int(cell) for cell in cells]
-    if max(digits) > size:
-        raise InputError(
-            f"the digit {max(digits)} does not belong on a {size}x{size} board, whose digits are 1 to {size}"
-        )
-    return digits
+    return [0 if cell in BLANKS else int(cell) for cell in cells]
 
 
 def _cells_of_board(line: str) -> list[str] | None:
@@ -146,12 +142,12 @@ def _refuse_spaces(lines: list[str], size: int) -> NoReturn:
     )
 
 
-def _refuse_length(cells: list[str], lines: list[str], size: int) -> NoReturn:
+def _refuse_length(cells: list[str], lines: list[str], sizes: tuple[int, ...]) -> NoReturn:
     if len(lines) > 1:
         lengths = sorted({len(cells_of(line, is_cell_count) or "") for line in lines})
         rows = f"{len(lines)} rows of {' or '.join(map(str, lengths))} cells"
-        raise InputError(f"{rows}, and a {size}x{size} board has {size} rows of {size}")
+        raise InputError(f"{rows}, and {', '.join(f'a {n}x{n} board has {n} rows of {n}' for n in sizes)}")
     blanks = sum(cell in BLANKS for cell in cells)
     hint = "" if blanks else "; a space is no blank: write . for one"
     counts = f"{len(cells)} cells ({len(cells) - blanks} digits and {blanks} blanks)"
-    raise InputError(f"{counts}, and a {size}x{size} board has {size * size}{hint}")
+    raise InputError(f"{counts}, and {', '.join(f'a {n}x{n} board has {n * n}' for n in sizes)}{hint}")

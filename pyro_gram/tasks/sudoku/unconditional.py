@@ -21,8 +21,8 @@ from pyro_gram.spec import TaskSpec
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.held_out import InputSet, replace_unless_held_out
 from pyro_gram.tasks.sudoku.boards import all_grids_4, missing_digits, random_grids, random_symmetries, transform
+from pyro_gram.tasks.sudoku.config import check_size
 from pyro_gram.tasks.sudoku.pictures import draw_board, render_board
-from pyro_gram.tasks.sudoku.task import check_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
