@@ -11,33 +11,14 @@ import torch
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.spec import Structure
-from pyro_gram.tasks.base import SPLITS
-from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.tasks.coloring import Coloring
 from pyro_gram.tasks.coloring.any_graph import GraphColoring
 from pyro_gram.tasks.coloring.config import ColoringConfig
 from pyro_gram.tasks.coloring.counting import count_colorings
 from pyro_gram.tasks.coloring.exact import count_partial_colorings
-from pyro_gram.tasks.coloring.graph_splits import share_evenly
-from pyro_gram.tasks.coloring.graphs import enumerate_colorings, isomorphism_invariants
+from pyro_gram.tasks.coloring.graphs import enumerate_colorings
 from pyro_gram.tasks.coloring.listing import list_colorings
-from pyro_gram.tasks.coloring.planted import draw_planted
-
-SETTINGS = {
-    "layout": "graph",
-    "min_vertices": 5,
-    "vertices": 8,
-    "colors": 5,
-    "planted_graphs": 400,
-    "planted_vertices": 12,
-    "train": 400,
-    "validation": 30,
-    "test": 50,
-}
-
-
-def make(**changes) -> GraphColoring:
-    return Coloring(ColoringConfig(**{**SETTINGS, **changes}))
+from tests.tasks.coloring_cases import SETTINGS, make, networkx_graph
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +31,6 @@ def pairs(task):
     """Training inputs, each with a random solution."""
     train = task.split("train")
     return train.inputs, train.sample_targets(torch.arange(len(train)), torch.Generator().manual_seed(0))
-
-
-def networkx_graph(task, x) -> nx.Graph:
-    graph = task.decode(x)
-    n = int(graph.mask.sum())
-    result = nx.from_numpy_array(graph.adjacency[:n, :n].numpy().astype(int))
-    for v, clue in enumerate(graph.clues[:n].tolist()):
-        if clue >= 0:
-            result.nodes[v]["color"] = clue
-    return result
 
 
 def brute_force(graph: nx.Graph, colors: int) -> set[tuple[int, ...]]:
@@ -178,9 +149,9 @@ def test_cropped_inputs_have_the_same_structure_and_answers(task, pairs):
     x, y = x[small], y[small]
     cropped_x, cropped_y = task.spec.crop(x, y)
     assert cropped_x.shape[1:] == (6, 6)
-    whole, cropped = task.spec.structure(x), task.spec.structure(cropped_x)
-    assert torch.equal(whole.relations[..., :6, :6], cropped.relations)
-    assert torch.equal(whole.values[:, :6], cropped.values)
+    padded, cropped = task.spec.structure(x), task.spec.structure(cropped_x)
+    assert torch.equal(padded.relations[..., :6, :6], cropped.relations)
+    assert torch.equal(padded.values[:, :6], cropped.values)
     wrong = (cropped_y + 1) % 3
     padded_wrong = torch.nn.functional.pad(wrong, (0, 6))
     assert torch.equal(task.violations(x, padded_wrong), task.violations(cropped_x, wrong))
@@ -256,152 +227,6 @@ def test_equal_answers_have_one_canonical_form(task, pairs):
     x, y = x[is_free], y[is_free]
     for names in itertools.permutations(range(3)):
         assert torch.equal(task.canonical_form(x, torch.tensor(names)[y]), y)
-
-
-# ---- data ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_solutions_are_right_canonical_and_all_where_they_say_so(task, split):
-    puzzles = task.split(split)
-    assert len(puzzles) == {"train": 800, "validation": 30, "test": 50}[split]
-    x = puzzles.inputs.repeat_interleave(puzzles.num_solutions, 0)
-    y = puzzles.solutions.long()
-    assert task.is_valid(x, y).all()
-    assert torch.equal(task.canonical_form(x, y), y)
-    complete = set(puzzles.complete_rows.tolist())
-    for i in range(len(puzzles)):
-        solutions = puzzles.solutions_of(i).unique(dim=0)
-        assert len(solutions) == puzzles.num_solutions[i] > 0
-        assert (task.count_solutions(puzzles.inputs[i]) == len(solutions)) >= (i in complete)
-        assert len(solutions) == 1 or i in complete
-    assert (len(complete) == len(puzzles)) == (split != "train")
-    assert len(complete) > 500 or split != "train"
-
-
-def test_validation_and_test_are_shared_evenly_over_sizes_as_their_classes_allow(task):
-    for split, total in (("test", 50), ("validation", 30)):
-        counts = task.spec.sizes_of(task.split(split).inputs).bincount(minlength=9)[5:]
-        assert counts.sum() == total
-        assert 0 < counts[0] <= 0.15 * 29  # there are 29 3-colourable graphs of five vertices
-        assert counts.diff().min() >= 0
-        assert counts[-1] - counts[-2] <= 1
-    listed = make(planted_graphs=0, planted_vertices=20).split("train")
-    assert task.spec.sizes_of(listed.inputs).bincount()[5:].tolist() == [100, 100, 100, 100]
-
-
-def test_no_held_out_graph_is_isomorphic_to_a_graph_of_another_split(task):
-    graphs = {split: [networkx_graph(task, x) for x in task.split(split).inputs] for split in SPLITS}
-    for a, b in (("test", "validation"), ("test", "train"), ("validation", "train")):
-        for g, h in itertools.product(graphs[a], graphs[b]):
-            assert len(g) != len(h) or not nx.faster_could_be_isomorphic(g, h) or not nx.is_isomorphic(g, h)
-    for split in ("test", "validation"):
-        for g, h in itertools.combinations(graphs[split], 2):
-            assert len(g) != len(h) or not nx.faster_could_be_isomorphic(g, h) or not nx.is_isomorphic(g, h)
-
-
-def test_planted_graphs_have_the_sizes_colors_and_clues_of_their_law(task):
-    x = task.split("train").inputs
-    graphs = task.decode(x)
-    is_large = graphs.mask.sum(-1) > 8  # only planted graphs are
-    sizes = graphs.mask.sum(-1)[is_large].bincount(minlength=13)[9:]
-    assert sizes.min() > 25  # of 400 graphs, 50 have each of the eight sizes
-    has_clues = (graphs.clues >= 0).any(-1)
-    assert graphs.num_colors.unique().tolist() == [3, 4, 5]
-    assert 80 < has_clues.sum() < 160  # 30 % of 400
-    assert torch.equal((graphs.clues >= 0).sum(-1)[has_clues], graphs.mask.sum(-1)[has_clues] // 3)
-
-
-def test_a_planted_coloring_is_uniform_over_the_colorings_of_its_graph():
-    """Chi-squared over all pairs of a labelled graph of four vertices and one of its colourings."""
-    graphs = draw_planted(np.random.default_rng(0), 4, np.full(60_000, 3))
-    rows, cols = np.triu_indices(4, 1)
-    key = graphs.adjacency[:, rows, cols] @ (1 << np.arange(6))
-    coloring = graphs.colors @ 3 ** np.arange(4)
-    statistic, degrees = 0.0, 0
-    for graph in np.unique(key):
-        counts = np.bincount(coloring[key == graph], minlength=81)
-        adjacency = graphs.adjacency[key == graph][0]
-        colors = np.arange(81)[:, None] // 3 ** np.arange(4) % 3
-        is_proper = ~(adjacency & (colors[:, :, None] == colors[:, None, :])).any((1, 2))
-        assert counts[~is_proper].sum() == 0
-        expected = counts.sum() / is_proper.sum()
-        if expected >= 5:
-            statistic += ((counts[is_proper] - expected) ** 2 / expected).sum()
-            degrees += is_proper.sum() - 1
-    assert degrees > 300
-    assert abs(statistic - degrees) < 4 * (2 * degrees) ** 0.5
-
-
-def test_mean_degrees_reach_from_sparse_to_hard():
-    graphs = draw_planted(np.random.default_rng(0), 30, np.full(1000, 4))
-    degrees = graphs.adjacency.sum((1, 2)) / 30
-    assert np.quantile(degrees, 0.05) == pytest.approx(2.5, abs=0.6)
-    assert np.quantile(degrees, 0.95) == pytest.approx(8.0, abs=0.8)
-    assert degrees.mean() == pytest.approx(5.25, abs=0.3)
-
-
-def test_augmentation_is_an_isomorphism_with_a_right_answer(task, pairs):
-    x, y = pairs
-    new_x, new_y = task.augment(x, y, torch.Generator().manual_seed(0))
-    assert task.is_valid(new_x, new_y).all()
-    assert (new_x != x).flatten(1).any(1).double().mean() > 0.9
-    old, new = task.decode(x), task.decode(new_x)
-    assert torch.equal(old.mask, new.mask)
-    assert torch.equal(old.num_colors, new.num_colors)
-    assert torch.equal((old.clues >= 0).sum(-1), (new.clues >= 0).sum(-1))
-    keys = isomorphism_invariants(old.adjacency.numpy())
-    assert isomorphism_invariants(new.adjacency.numpy()) == keys
-    for i in range(0, len(x), 40):
-        assert nx.is_isomorphic(networkx_graph(task, x[i]), networkx_graph(task, new_x[i]))
-
-
-def test_augmentation_renames_the_colors_of_clues(task):
-    x = task.parse("DUW 01...").expand(600, 12, 12)
-    y = task.canonical_form(x, torch.tensor([0, 1, 2, 2, 0] + [0] * 7).expand(600, 12))
-    assert task.is_valid(x, y).all()
-    new_x, _ = task.augment(x, y, torch.Generator().manual_seed(0))
-    clues = task.decode(new_x).clues[:, :5]
-    assert clues[clues >= 0].bincount().tolist() == pytest.approx([400, 400, 400], abs=60)
-    assert (new_x[:, range(5), range(5)] > 2).sum(0).tolist() == pytest.approx([240] * 5, abs=60)
-
-
-def test_batches_are_cropped_and_augmented(task):
-    stream = TargetStream(task, task.split("train"), 32, seed=0)
-    widths = set()
-    for number in range(20):
-        x, y = stream(number)
-        assert x.shape[-1] == y.shape[-1] == int(task.spec.sizes_of(x).max())
-        assert task.is_valid(x, y).all()
-        widths.add(x.shape[-1])
-    assert len(widths) > 2
-
-
-def test_splits_follow_their_seed(task):
-    assert torch.equal(make().split("train").inputs, task.split("train").inputs)
-    assert not torch.equal(make(data_seed=1).split("train").inputs, task.split("train").inputs)
-
-
-def test_fresh_inputs_are_isomorphic_to_no_graph_of_a_split_and_not_to_each_other(task):
-    fresh = task.fresh_inputs(30, 7)
-    assert len(fresh) == 30
-    assert fresh.has_all_solutions
-    assert task.is_valid(fresh.inputs.repeat_interleave(fresh.num_solutions, 0), fresh.solutions.long()).all()
-    assert torch.equal(task.fresh_inputs(10, 7).inputs, fresh.inputs[:10])
-    graphs = [networkx_graph(task, x) for x in fresh.inputs]
-    others = [networkx_graph(task, x) for split in SPLITS for x in task.split(split).inputs]
-    for i, g in enumerate(graphs):
-        for h in [*graphs[:i], *others]:
-            assert len(g) != len(h) or not nx.faster_could_be_isomorphic(g, h) or not nx.is_isomorphic(g, h)
-    with pytest.raises(ConfigError, match="found only [0-9]+ graphs that are isomorphic to no graph of a split"):
-        make(vertices=5, planted_graphs=0, planted_vertices=20, train=50, validation=2, test=2).fresh_inputs(100, 0)
-
-
-def test_totals_are_shared_as_evenly_as_limits_allow():
-    assert share_evenly(10, [2, 9, 9]) == [2, 4, 4]
-    assert share_evenly(11, [9, 2, 9]) == [4, 2, 5]
-    assert share_evenly(6, [2, 2, 2]) == [2, 2, 2]
-    assert share_evenly(7, [2, 2, 2]) is None
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class GraphColoring(Coloring):
+class GraphColoring(Coloring, layout="graph"):
     """Colour the vertices of a graph so that no edge joins two vertices of one colour, and all clues are kept.
 
     An input says how many colours its answers may use; a clue is the given colour of a vertex.
@@ -241,11 +241,11 @@ class GraphColoring(Coloring):
         num_colors = torch.tensor(max(MIN_COLORS, largest_clue + 1))
         x = encode_graphs(adjacency, torch.tensor(clues), num_colors, self.max_colors, max(self.n, order))
         x = x if colors is None else self.replace_colors(x, colors)
-        most = self.max_colors if colors is None else colors
-        is_possible, method = is_colorable(adjacency.numpy(), np.array(clues), most)
+        limit = self.max_colors if colors is None else colors
+        is_possible, method = is_colorable(adjacency.numpy(), np.array(clues), limit)
         if is_possible is False:
             clause = " with its clues" if largest_clue >= 0 else ""
-            raise InputError(f"the graph{clause} is not {most}-colourable ({method}): no answer exists")
+            raise InputError(f"the graph{clause} is not {limit}-colourable ({method}): no answer exists")
         return x
 
     def is_colorable(self, x: Tensor) -> bool | None:

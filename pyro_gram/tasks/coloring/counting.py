@@ -28,7 +28,7 @@ def count_colorings(adjacency: np.ndarray, colors: int) -> int | None:
     counts: dict[tuple[Border, int], int] = {((), 0): 1}  # by the colours of the border and the number of colours
     for vertex, new_border in _narrow_borders(neighbours):
         extended = (*border, vertex)
-        kept = [i for i, v in enumerate(extended) if v in new_border]
+        indices = [i for i, v in enumerate(extended) if v in new_border]
         touching = [i for i, v in enumerate(border) if v in neighbours[vertex]]
         new_counts: dict[tuple[Border, int], int] = {}
         for (state, used), count in counts.items():
@@ -39,18 +39,18 @@ def count_colorings(adjacency: np.ndarray, colors: int) -> int | None:
             choices.append((in_border, used + 1, int(used < colors)))  # a new colour
             for color, new_used, ways in choices:
                 if ways:
-                    key = _canonical((*state, color), kept), new_used
+                    key = _canonical((*state, color), indices), new_used
                     new_counts[key] = new_counts.get(key, 0) + ways * count
         if len(new_counts) > MAX_STATES:
             return None
-        border, counts = tuple(extended[i] for i in kept), new_counts
+        border, counts = tuple(extended[i] for i in indices), new_counts
     return sum(counts.values())
 
 
-def _canonical(state: Border, kept: list[int]) -> Border:
-    """Return the colours of the kept vertices, numbered in order of first appearance."""
+def _canonical(state: Border, indices: list[int]) -> Border:
+    """Return the colours at some indices of a state, numbered in order of first appearance."""
     names: dict[int, int] = {}
-    return tuple(names.setdefault(state[i], len(names)) for i in kept)
+    return tuple(names.setdefault(state[i], len(names)) for i in indices)
 
 
 def _narrow_borders(neighbours: list[set[int]]) -> list[tuple[int, set[int]]]:

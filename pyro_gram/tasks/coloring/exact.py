@@ -39,12 +39,12 @@ def _merge_clues(adjacency: np.ndarray, clues: np.ndarray) -> np.ndarray | None:
     Its partitions into independent sets are the colourings that keep the clues. None: an edge joins two equal clues.
     """
     free = np.flatnonzero(clues < 0)
-    given = np.unique(clues[clues >= 0])
-    members = np.concatenate((clues == given[:, None], np.arange(len(clues)) == free[:, None])).astype(np.int64)
+    clue_colors = np.unique(clues[clues >= 0])
+    members = np.concatenate((clues == clue_colors[:, None], np.arange(len(clues)) == free[:, None])).astype(np.int64)
     merged = members @ adjacency @ members.T > 0
     if merged.diagonal().any():
         return None
-    merged[: len(given), : len(given)] = ~np.eye(len(given), dtype=bool)
+    merged[: len(clue_colors), : len(clue_colors)] = ~np.eye(len(clue_colors), dtype=bool)
     return merged
 
 

@@ -216,21 +216,21 @@ def _puzzles_of(graphs: PlantedGraphs, config: ColoringConfig) -> PuzzleSet:
     """Return planted graphs as puzzles: with all colourings, where these are few, else with the planted one."""
     order = narrow_orders(graphs.adjacency, graphs.clues)
     rows = np.arange(len(order))[:, None]
-    listed = list_colorings(
+    colorings = list_colorings(
         graphs.adjacency[rows[..., None], order[:, :, None], order[:, None, :]],
         graphs.clues[rows, order],
         graphs.num_colors,
         SEARCH_LIMIT,
     )
-    is_complete = torch.from_numpy(listed.is_complete & (listed.counts <= MAX_LISTED))
-    graph = torch.from_numpy(np.repeat(np.arange(len(order)), listed.counts))
+    is_complete = torch.from_numpy(colorings.is_complete & (colorings.counts <= MAX_LISTED))
+    graph = torch.from_numpy(np.repeat(np.arange(len(order)), colorings.counts))
     position = torch.from_numpy(order.argsort(1))
-    found = torch.from_numpy(listed.solutions).long().gather(1, position[graph])
+    solutions = torch.from_numpy(colorings.solutions).long().gather(1, position[graph])
     is_used = is_complete[graph]
-    graph, found = graph[is_used], found[is_used]
+    graph, solutions = graph[is_used], solutions[is_used]
     single = (~is_complete).nonzero().flatten()
     graph = torch.cat((graph, single))
-    solutions = torch.cat((found, torch.from_numpy(graphs.colors)[single]))
+    solutions = torch.cat((solutions, torch.from_numpy(graphs.colors)[single]))
     by_graph = graph.argsort(stable=True)
     graph, solutions = graph[by_graph], solutions[by_graph]
     x = encode_graphs(

@@ -64,10 +64,10 @@ def _search(adjacency: np.ndarray, clues: np.ndarray, num_colors: np.ndarray, li
         is_allowed &= (members & neighbours[graph, v, None]) == 0
         clue = clues[graph, v, None]
         is_allowed &= (clue < 0) | (clue == color)
-        row, chosen = is_allowed.nonzero()
+        row, new_color = is_allowed.nonzero()
         graph, members = graph[row], members[row]
-        members[np.arange(len(row)), chosen] |= bits[v]
-        solutions = np.concatenate((solutions[row], chosen[:, None].astype(np.uint8)), 1)
+        members[np.arange(len(row)), new_color] |= bits[v]
+        solutions = np.concatenate((solutions[row], new_color[:, None].astype(np.uint8)), 1)
         if limit is not None:
             is_complete &= np.bincount(graph, minlength=count) <= limit
             is_kept = is_complete[graph]

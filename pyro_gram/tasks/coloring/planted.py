@@ -45,10 +45,10 @@ def draw_planted(rng: np.random.Generator, n: int, num_colors: np.ndarray) -> Pl
     Its mean degree is uniform between about 2.5 and the degree at which k-colouring becomes hard. Small graphs have
     smaller degrees, so that some pairs of different colours have no edge.
     """
-    most = (n - 1) * (1 - 1 / num_colors)  # the mean degree if all pairs of different colours are edges
-    highest = np.minimum([HARD_DEGREES[k] for k in num_colors.tolist()], most)
-    lowest = np.minimum(LOWEST_DEGREE, most / 2)
-    edge_probability = (lowest + (highest - lowest) * rng.random(len(num_colors))) / most
+    full_degree = (n - 1) * (1 - 1 / num_colors)  # the mean degree if all pairs of different colours are edges
+    highest = np.minimum([HARD_DEGREES[k] for k in num_colors.tolist()], full_degree)
+    lowest = np.minimum(LOWEST_DEGREE, full_degree / 2)
+    edge_probability = (lowest + (highest - lowest) * rng.random(len(num_colors))) / full_degree
     colors = draw_colors(rng, n, num_colors, edge_probability)
     rows, cols = np.triu_indices(n, 1)
     is_edge = rng.random((len(colors), len(rows))) < edge_probability[:, None]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import networkx as nx
 import numpy as np
@@ -47,12 +47,18 @@ class Coloring(Task):
     equivalence = "up to the names of the colours"
     difficulty_label = "edges"
 
+    layout_classes: ClassVar[dict[str, type[Coloring]]] = {}  # subclasses for layouts that this class does not know
+
+    def __init_subclass__(cls, layout: str = "", **kwargs: Any) -> None:
+        """Register a subclass for its layout, if it has one."""
+        super().__init_subclass__(**kwargs)
+        if layout:
+            Coloring.layout_classes[layout] = cls
+
     def __new__(cls, config: ColoringConfig | None = None, *args: Any, **kwargs: Any) -> Coloring:
         """Return an object of the class for the layout. To copy a task, Python calls this without a config."""
-        if cls is Coloring and config is not None and config.layout == "graph":
-            from pyro_gram.tasks.coloring.any_graph import GraphColoring  # a subclass: it needs this module first
-
-            return super().__new__(GraphColoring)
+        if cls is Coloring and config is not None:
+            cls = cls.layout_classes.get(config.layout, cls)
         return super().__new__(cls)
 
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
