@@ -38,6 +38,7 @@ from pyro_gram.sampling.draws import INDEPENDENT, DrawScheme
 from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.sampling.result import Rollout, broadcast_chunk, concatenate_rollouts
 from pyro_gram.sampling.tempering import NO_TEMPER, Temper, TemperConfig, check_no_temper
+from pyro_gram.spec import TaskSpec
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 
 # ---- settings -----------------------------------------------------------------------------------------------------
@@ -110,11 +111,8 @@ def rollout(
     config = RolloutConfig(depth, history, temper, None if halt == 1 else halt, draws)
     _check_config(config, x)
     size = max(1, max_trajectories // draws.num_proposals(1))
-    spec = getattr(poutine.unwrap(model), "spec", None)
-    order = None
-    if x is not None and spec is not None and spec.padding is not None:
-        order = spec.sizes_of(x).argsort(stable=True)  # inputs of nearly one size run together, with little padding
-        x = x[order]
+    order = _order_by_size(model, x)
+    x = x if x is None or order is None else x[order]
     inputs = [None] if x is None else list(x.split(max(1, size // num_samples)))
     counts = [min(size, num_samples - start) for start in range(0, num_samples, size)]
     chunks: list[Rollout | None] = []
@@ -124,12 +122,7 @@ def rollout(
                 chunks.append(None)
                 continue
             torch.manual_seed(seed + chunk)
-            if order is None or part is None:
-                result = _run_chunk(model, part, count, config)
-            else:
-                cropped_part, _ = spec.crop(part, part)
-                result = _run_chunk(model, cropped_part, count, config).pad(part.shape[-1])
-            chunks.append(result)
+            chunks.append(result := _run_cropped_chunk(model, part, count, config))
             if progress:
                 progress(result.score.numel())
     device = to_device_of(model, torch.empty(0)).device if isinstance(model, nn.Module) else torch.device("cpu")
@@ -137,6 +130,18 @@ def rollout(
     rows = [parts[first : first + len(counts)] for first in range(0, len(parts), len(counts))]
     joined = concatenate_rollouts([concatenate_rollouts(row, dim=0) for row in rows], dim=1)
     return joined if order is None else joined.select(order.argsort())
+
+
+def _spec_with_sizes(model: Any) -> TaskSpec | None:
+    """Return the spec of a model whose inputs have several sizes; None for other models and programs."""
+    spec: TaskSpec | None = getattr(poutine.unwrap(model), "spec", None)
+    return None if spec is None or spec.padding is None else spec
+
+
+def _order_by_size(model: Any, x: Tensor | None) -> Tensor | None:
+    """Return an order in which inputs of nearly one size run together, with little padding; None if all have one."""
+    spec = _spec_with_sizes(model)
+    return None if spec is None or x is None else spec.sizes_of(x).argsort(stable=True)
 
 
 def _check_halt(halt: float | None, model: Any) -> None:
@@ -156,6 +161,15 @@ def _check_config(config: RolloutConfig, x: Tensor | None) -> None:
 
 
 # ---- one chunk ---------------------------------------------------------------------------------------------------
+
+
+def _run_cropped_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, config: RolloutConfig) -> Rollout:
+    """Run a chunk without the padding that all of its inputs share; the answers are padded again."""
+    spec = _spec_with_sizes(model)
+    if spec is None or x is None:
+        return _run_chunk(model, x, num_samples, config)
+    cropped_x, _ = spec.crop(x, x)
+    return _run_chunk(model, cropped_x, num_samples, config).pad(x.shape[-1])
 
 
 def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, config: RolloutConfig) -> Rollout:

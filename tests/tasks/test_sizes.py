@@ -40,7 +40,7 @@ def task():
 def test_a_batch_holds_inputs_of_nearly_one_size_and_an_epoch_holds_each_input_once(task):
     puzzles = task.split("train")
     stream = TargetStream(task, puzzles, 8, seed=0, augment=False)
-    seen, spans, lengths = [], [], set()
+    visited, spans, lengths = [], [], set()
     for number in range(stream.batches_per_epoch):
         x, y = stream(number)
         sizes = task.spec.sizes_of(x)
@@ -48,13 +48,13 @@ def test_a_batch_holds_inputs_of_nearly_one_size_and_an_epoch_holds_each_input_o
         assert task.is_valid(x, y).all()
         spans.append(int(sizes.max() - sizes.min()))
         lengths.add(x.shape[-1])
-        seen += [task.format_input(one) for one in x]
+        visited += [task.format_input(one) for one in x]
     inputs = [task.format_input(one) for one in puzzles.inputs]
     assert len(lengths) > 3
     assert sum(spans) / len(spans) < 1
-    remainder = len(puzzles) - len(seen)
+    remainder = len(puzzles) - len(visited)
     assert 0 <= remainder < 8
-    assert sum(min(seen.count(text), inputs.count(text)) for text in set(inputs)) == len(seen)
+    assert sum(min(visited.count(text), inputs.count(text)) for text in set(inputs)) == len(visited)
 
 
 def test_a_stream_without_groups_has_one_shape(task):
