@@ -101,7 +101,7 @@ def named_graphs() -> Iterator[tuple[str, nx.Graph, int]]:
     yield "Mycielski graph, 23 vertices", nx.mycielski_graph(5), 5
     yield "grid 5 x 5", nx.convert_node_labels_to_integers(nx.grid_2d_graph(5, 5)), 3
     squares = [(r, c) for r in range(5) for c in range(5)]
-    queens = nx.Graph(
+    queens: nx.Graph = nx.Graph(
         (a, b)
         for i, a in enumerate(squares)
         for b in squares[:i]

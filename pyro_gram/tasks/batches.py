@@ -70,8 +70,9 @@ class TargetStream:
         self, task: Task, puzzles: PuzzleSet, batch: int, seed: int, augment: bool = True, *, group: bool = True
     ) -> None:
         self.task, self.puzzles, self.seed, self.augment = task, puzzles, seed, augment
-        has_sizes = group and puzzles.inputs is not None and task.spec.padding is not None
-        self.sizes = task.spec.sizes_of(puzzles.inputs) if has_sizes else None  # int64 [N]
+        self.sizes: Tensor | None = None  # int64 [N]
+        if group and puzzles.inputs is not None and task.spec.padding is not None:
+            self.sizes = task.spec.sizes_of(puzzles.inputs)
         self.size = len(puzzles.solutions) if puzzles.inputs is None else len(puzzles)
         self.batch = min(batch, self.size)
         self.batches_per_epoch = self.size // self.batch

@@ -74,11 +74,7 @@ class NQueens(Task):
             self.spec = TaskSpec(n, None, n + 1, n, n)
         else:
             self.spec = TaskSpec(n * n, None, 3, n * n, 3)
-
-    @property
-    def max_positions(self) -> int:
-        """The tokens of the largest input that the task reads. It may be larger than all inputs of the splits."""
-        return squares.MAX_SIZE if self.has_squares else self.spec.input_length
+        self.max_positions = squares.MAX_SIZE if self.has_squares else self.spec.input_length
 
     # ---- layouts -----------------------------------------------------------------------------------------------
 
