@@ -138,6 +138,8 @@ def select_answers(
 def solve_with_fewest_colors(task: Task, x: Tensor, solve: Callable[[Tensor], Iterable[Answers]]) -> list[Answers]:
     """Solve inputs ``[B, *event]`` with 3 colours, then those without a right answer with 4 colours, and so on.
 
+    An input that says that it may use more colours begins with these.
+
     Args:
         task: a task with a number of colours.
         x: the inputs.
@@ -148,10 +150,13 @@ def solve_with_fewest_colors(task: Task, x: Tensor, solve: Callable[[Tensor], It
     """
     results: dict[int, Answers] = {}
     attempts: list[dict[int, str]] = [{} for _ in x]
+    first_colors = [max(FEWEST_COLORS, int(task.colors_of(row))) for row in x]
     pending = list(range(len(x)))
     for colors in range(FEWEST_COLORS, task.max_colors + 1):
         rows: dict[int, Tensor] = {}
         for i in pending:
+            if colors < first_colors[i]:
+                continue
             try:
                 rows[i] = task.with_colors(x[i], colors)
             except InputError:

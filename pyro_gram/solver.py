@@ -268,7 +268,8 @@ class Solver:
                 frequent answer unless the value head trusts another clearly more (``sampling.selection``);
                 ``verified``, the most frequent answer that the task's check accepts (none if no sample is right).
             colors: the largest number of colours of an answer, in tasks that have such a number
-                (``Task.max_colors``). With None these tasks try 3 colours, then 4 and so on, until a sample is right.
+                (``Task.max_colors``). With None these tasks try 3 colours (or as many as the text of an input says),
+                then one more and so on, until a sample is right.
             **settings: ``temper``, ``halt``, ``draws``, ``memory``, ``progress``, as for :meth:`sample`.
 
         Raises:

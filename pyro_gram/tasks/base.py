@@ -345,9 +345,14 @@ class Task(ABC):
         """Return the input ``x [*event]`` for answers with at most ``colors`` colours.
 
         Raises:
-            InputError: it is proved that no such answer exists; or the task has no number of colours (the default).
+            InputError: it is proved that no such answer exists; or the task has not so many colours, or no number of
+                colours (the default).
         """
         raise InputError(f"the task {self._name()} has no number of colours: leave it out")
+
+    def colors_of(self, x: Tensor) -> Tensor:
+        """Return how many colours each input may use, int64 ``[...]``; 0 if the task has no such number."""
+        return torch.zeros(x.shape[: x.ndim - len(self.spec.input_shape)], dtype=torch.long)
 
     # ---- pictures --------------------------------------------------------------------------------------------------
 

@@ -55,8 +55,6 @@ def input_with_colors(task: Task, x: Tensor, colors: int) -> Tensor:
     Raises:
         InputError: the task has no such number of colours; or it is proved that an input needs more.
     """
-    if task.max_colors and not 1 <= colors <= task.max_colors:
-        raise InputError(f"this checkpoint colours with 1 to {task.max_colors} colours, not {colors}")
     rows = []
     for number, row in enumerate(x, start=1):
         try:

@@ -10,24 +10,28 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from math import isqrt
 from typing import Any, NamedTuple
 
 from pyro_gram.errors import InputError
 from pyro_gram.system.text import PuzzleText, normalize_text, numbered_lines
 from pyro_gram.tasks.base import NO_PUZZLE
-from pyro_gram.tasks.board_text import cells_of, clean_line, is_rule, split_boards
+from pyro_gram.tasks.board_text import cells_of, clean_line, is_rule, lines_of_board, split_boards
 
 MAX_PUZZLES = 50  # so many puzzles of a text are tried
 MAX_CHARACTERS = 2**16  # so much of a text is read, unless it is JSON
 MAX_VERTICES = 10_000  # of a graph; larger ones are not read
-LATIN_SIZES = (3, 5, 7, 8)  # a square of another size is a Sudoku
+LATIN_SIZES = range(3, 10)
+LATIN_KEYS = ("square", "board", "puzzle")  # names under which a JSON object may hold a square
 LATIN_BLANKS = ".0*_-xX?"
+DIGITS = "123456789"
 SEPARATORS = " \t\n|+=,;[](){}\"'"
 QUEENS = "Qq\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
 LOST_CELLS = 3  # a list of about as many numbers as a Sudoku has cells may be a damaged Sudoku
 EDGE = re.compile(r"\(?\s*\d{1,6}[\s,;]+\d{1,6}([\s,;]+[-+]?\d*\.?\d+)?\s*\)?")  # two vertices, and perhaps a weight
 GRAPH_FILE = re.compile(r"\s*((strict\s+)?(di)?graph\b|<|>>(di)?graph6<<|>>sparse6<<)", re.I)  # GML, Graphviz, XML
+VERTEX = r"(?:0|[1-9]\d{0,5}|(?![xX_\d]+\b)[A-Za-z]\w{0,19})"  # a number or a word, but no row of a Sudoku
+VERTEX_OR_EDGE = re.compile(rf"{VERTEX}(?P<end>[\s,]+{VERTEX})?(\s*\{{\}})?")
 SPARSE6 = re.compile(r"[:;&][?-~]+")  # sparse6, incremental sparse6 and digraph6
 NAMES = "graphs, boards of queens, Sudokus, Latin squares and ARC tasks"
 
@@ -118,7 +122,11 @@ def _try_puzzles(pieces: Sequence[PuzzleText], parse: Parse) -> list[Puzzle]:
 
 
 def _graphs(text: str) -> list[Puzzle]:
-    from pyro_gram.tasks.coloring.text import parse_graph, split_graphs
+    from pyro_gram.tasks.coloring.any_graph_text import is_edge_list, read_graph, split_any_graphs
+
+    if not numbered_lines(text):
+        return []
+    is_list = is_edge_list(text)
 
     def parse(text: str, on_size: Callable[[int], None]) -> None:
         def check_order(order: int) -> None:
@@ -126,20 +134,33 @@ def _graphs(text: str) -> list[Puzzle]:
             if not 0 < order <= MAX_VERTICES:
                 raise InputError(f"a graph of {order} vertices")
 
-        parse_graph(text, check_order)
+        if is_edge_list(text) and not (is_list and _has_names_of_vertices(text)):
+            raise InputError("no graph")
+        read_graph(text, check_order)
 
-    return _try_puzzles(split_graphs(text), parse)
+    return _try_puzzles(split_any_graphs(text), parse)
+
+
+def _has_names_of_vertices(text: str) -> bool:
+    """Return whether a list of edges names vertices by numbers or words, and is no Sudoku whose boxes are spaced."""
+    matches = [VERTEX_OR_EDGE.fullmatch(line) for _, line in numbered_lines(text)]
+    edges = [match for match in matches if match and match["end"]]
+    has_words = any(re.search("[A-Za-z]", match[0]) for match in edges)
+    return all(matches) and 2 * len(edges) >= len(matches) > has_words and not _is_readable(_sudokus(text))
 
 
 def _resembles_graphs(text: str) -> bool:
     """Return whether a text is DIMACS, graph6 with more on its lines, another format for graphs, or a list of edges."""
-    from pyro_gram.tasks.coloring.text import is_dimacs
+    from pyro_gram.tasks.coloring.text import has_graph6_length, is_dimacs
 
     lines = [line for _, line in numbered_lines(text)][:MAX_PUZZLES]
     if not lines or is_dimacs(lines) or GRAPH_FILE.match(text):
         return bool(lines)
-    first_words = "\n".join(line.split()[0] for line in lines)
-    return all(map(EDGE.fullmatch, lines)) or all(map(SPARSE6.fullmatch, lines)) or _is_readable(_graphs(first_words))
+    return (
+        all(map(EDGE.fullmatch, lines))
+        or all(map(SPARSE6.fullmatch, lines))
+        or all(has_graph6_length(line.split()[0]) for line in lines)
+    )
 
 
 # ---- queens ----------------------------------------------------------------------------------------------------------
@@ -148,8 +169,8 @@ def _resembles_graphs(text: str) -> bool:
 def _queens(text: str) -> list[Puzzle]:
     from pyro_gram.tasks.nqueens.text import split_queens
 
-    first = next((puzzle.size for puzzle in _try_puzzles(split_queens(text, 0)[:1], _parse_queens)), None)
-    pieces = split_queens(text, first or 0)
+    first = next((puzzle.size for puzzle in _try_puzzles(split_queens(text, ())[:1], _parse_queens)), None)
+    pieces = split_queens(text, () if first is None else (first,))
     puzzles = _try_puzzles(pieces, _parse_queens)
     return [Puzzle(False, None)] * len(puzzles) if _may_be_rows_of_sudoku(pieces) else puzzles
 
@@ -158,7 +179,7 @@ def _parse_queens(text: str, on_size: Callable[[int], None]) -> None:
     """Parse a board of queens, none of which may attack another: rows of a Sudoku read like lists of columns."""
     from pyro_gram.tasks.nqueens.text import parse_queens
 
-    columns = parse_queens(text, _count_rows(text), on_size)
+    columns = parse_queens(text, (_count_rows(text),), on_size)
     queens = [(r, c) for r, row in enumerate(columns) for c in row]
     for (r1, c1), (r2, c2) in itertools.combinations(queens, 2):
         if r1 == r2 or c1 == c2 or abs(r1 - r2) == abs(c1 - c2):
@@ -203,12 +224,21 @@ def _numbers_of(text: str) -> list[int | None]:
 def _resembles_queens(text: str) -> bool:
     """Return whether a text has a queen's letter, rows joined by ``/``, or lists of columns that do not repeat."""
     lines = _lines_of_boards(text)
-    if any(line.count("/") > 2 and len(line) <= 1000 for line in lines):
+    if any(line.count("/") > 2 and len(line) <= 1000 and not _has_rows_of_digits(line) for line in lines):
         return True
     if any(set(line) & set(QUEENS) and not set(line) - set(QUEENS + "._-*01 ,;|\t") for line in lines):
         return True
     lists = [[number for number in _numbers_of(line) if number not in (None, 0, -1)] for line in lines]
     return bool(lists) and all(len(numbers) > 1 and len(set(numbers)) == len(numbers) for numbers in lists)
+
+
+def _has_rows_of_digits(line: str) -> bool:
+    """Return whether a line has digits other than 1 beside blanks, without letters: a Latin square, and no FEN."""
+    return "/" in line and "." in line and bool(set(line) & set("23456789")) and not re.search("[A-Za-z]", line)
+
+
+def _resembles_latin_squares(text: str) -> bool:
+    return any(map(_has_rows_of_digits, _lines_of_boards(text)))
 
 
 # ---- Sudokus and Latin squares ---------------------------------------------------------------------------------------
@@ -225,13 +255,11 @@ def _parse_sudoku(text: str, on_size: Callable[[int], None]) -> None:
     from pyro_gram.tasks.sudoku.boards import SIZES, conflicts
     from pyro_gram.tasks.sudoku.text import parse_puzzle
 
-    for size in SIZES:
-        with suppress(InputError):
-            digits = parse_puzzle(text, size, str)
-            on_size(size)
-            if not conflicts(digits, size):
-                return
-    raise InputError("no Sudoku")
+    digits = parse_puzzle(text, SIZES, str)
+    size = isqrt(len(digits))
+    on_size(size)
+    if max(digits) > size or conflicts(digits, size):
+        raise InputError("no Sudoku")
 
 
 def _resembles_sudoku(text: str) -> bool:
@@ -240,38 +268,45 @@ def _resembles_sudoku(text: str) -> bool:
 
     lines = list(filter(None, map(remove_answer, _lines_of_boards(text))))
     signs = [sign for line in lines if not is_rule(line) for sign in line if sign not in SEPARATORS]
-    digits = [sign for sign in signs if sign in "123456789"]
+    digits = [sign for sign in signs if sign in DIGITS]
     is_graph = all(map(EDGE.fullmatch, lines))
     num_cells = len(digits) + sum(sign in LATIN_BLANKS for sign in signs)
     return not is_graph and len(set(digits) - {"1"}) > 1 and num_cells >= max(4, 0.9 * len(signs))
 
 
 def _latin_squares(text: str) -> list[Puzzle]:
-    return _try_puzzles(split_boards(text, _latin_row_length), _parse_latin)
+    return _try_puzzles(_split_latin_squares(text), _parse_latin)
+
+
+def _split_latin_squares(text: str) -> list[PuzzleText]:
+    return split_boards(text, _latin_row_length)
 
 
 def _latin_row_length(line: str) -> int:
     cells = cells_of(line) or []
-    is_row = len(cells) in LATIN_SIZES and all(len(cell) == 1 and cell in LATIN_BLANKS + "12345678" for cell in cells)
+    is_row = len(cells) in LATIN_SIZES and all(len(cell) == 1 and cell in LATIN_BLANKS + DIGITS for cell in cells)
     return len(cells) if is_row else 0
 
 
 def _parse_latin(text: str, on_size: Callable[[int], None]) -> None:
-    """Parse a square that repeats no digit in a row or column."""
-    rows = [cells_of(line) or [] for line in map(clean_line, text.split("\n")) if line and not is_rule(line)]
+    """Parse a square that repeats no digit in a row or column. In a size of Sudokus its rows are joined by ``/``."""
+    from pyro_gram.tasks.sudoku.boards import SIZES
+
+    lines = lines_of_board(text, LATIN_KEYS, _latin_row_length, _split_latin_squares)
+    has_slashes = len(lines) == 1 and "/" in lines[0]
+    rows = [cells_of(line) or [] for line in (lines[0].split("/") if has_slashes else lines)]
     if len(rows) == 1:
-        size = next((size for size in LATIN_SIZES if size**2 == len(rows[0]) and size > 3), 0)
-        rows = [rows[0][i : i + size] for i in range(0, len(rows[0]), size)] if size else rows
+        size = isqrt(len(rows[0]))
+        rows = [rows[0][i : i + size] for i in range(0, len(rows[0]), size or 1)]
+        has_slashes = size < 4  # nine digits are rather a row of a Sudoku
     size = len(rows)
-    if size not in LATIN_SIZES or any(len(row) != size for row in rows):
+    if size not in LATIN_SIZES or any(len(row) != size for row in rows) or (size in SIZES and not has_slashes):
         raise InputError("no square")
     on_size(size)
-    digits = [
-        [0 if cell in LATIN_BLANKS else int(cell) if cell.isdecimal() else size + 1 for cell in row] for row in rows
-    ]
-    lines = [[digit for digit in line if digit] for line in (*digits, *zip(*digits, strict=True))]
-    highest = max(itertools.chain(*lines), default=0)
-    if not 1 < highest <= size or any(len(set(line)) < len(line) for line in lines):
+    digits = [[_digit(cell) for cell in row] for row in rows]
+    lines_of_digits = [[digit for digit in line if digit] for line in (*digits, *zip(*digits, strict=True))]
+    highest = max(itertools.chain(*lines_of_digits), default=0)
+    if not 1 < highest <= size or any(len(set(line)) < len(line) for line in lines_of_digits):
         raise InputError("no Latin square")  # a board of blanks and 1 is a board of queens
 
 
@@ -316,6 +351,7 @@ PARSERS: dict[str, Callable[[str], list[Puzzle]]] = {
 }
 SIGNS: dict[str, Callable[[str], bool]] = {
     "coloring": _resembles_graphs,
+    "latin": _resembles_latin_squares,
     "nqueens": _resembles_queens,
     "sudoku": _resembles_sudoku,
 }

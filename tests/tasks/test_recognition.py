@@ -88,7 +88,12 @@ def test_a_faulty_file_goes_to_the_task_that_explains_the_fault(file, names):
         ("C~\nnot a graph\nCr", ["coloring"]),  # two of three can be read
         ("0 1\n1 2\n2 0", ["coloring"]),
         ("0,1\n1,2\n2,3", ["coloring"]),
+        ("ann bob\nbob cy\ncy ann", ["coloring"]),
+        ("0 1 {}\n1 2 {}\n7", ["coloring"]),
+        ("GhCGKC 01.2.... colors=4", ["coloring"]),
         ("c only a comment", ["coloring"]),
+        ("04 12\n02 00\n21 00\n43 20", ["sudoku"]),  # boxes, not edges
+        ("10 11\n11 12\n12 13\n13 10", ["coloring"]),
         ("10000000\n00001000" + "\n00000000" * 6, ["nqueens"]),
         ("[[1,0,0,0,0],[0,0,0,0,0],[0,0,0,0,0],[0,0,0,0,0],[0,0,0,0,0]]", ["nqueens"]),
         ("Q7/8/4Q3/8/8/8/8/8 w - - 0 1", ["nqueens"]),
@@ -103,6 +108,9 @@ def test_a_faulty_file_goes_to_the_task_that_explains_the_fault(file, names):
         ("\n".join(LATIN_5), ["latin"]),
         ("1 2 3\n2 3 1\n. . .", ["latin"]),
         ("".join(LATIN_5), ["latin"]),
+        ("/".join(LATIN_5), ["latin"]),
+        ("1.34/..../...2/....", ["latin"]),
+        ("1.33/..../...2/....", ["latin"]),
         ("1234567.\n" + "........\n" * 7, ["latin"]),
         ("11...\n.234.\n.....\n.....\n.....", ["sudoku"]),  # no Latin square: a damaged board of digits
         ("hello world", []),

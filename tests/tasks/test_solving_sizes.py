@@ -64,6 +64,8 @@ class Graphs(Task):
         return nx.to_graph6_bytes(nx.from_numpy_array((x[:n, :n] == 1).int().numpy()), header=False).decode().strip()
 
     def with_colors(self, x, colors):
+        if not 1 <= colors <= self.max_colors:
+            raise InputError(f"this task colours with 1 to {self.max_colors} colours, not {colors}")
         n = int(self.spec.sizes_of(x))
         edges = (x[:n, :n] == 1).nonzero().tolist()
         if not any(all(c[u] != c[v] for u, v in edges) for c in itertools.product(range(colors), repeat=n)):
@@ -140,7 +142,7 @@ def test_a_wrong_number_of_colours_is_refused_before_anything_is_solved(solver):
     with pytest.raises(InputError, match="^input 2: the graph needs more than 3 colours"):
         solver.stream(["Bw", "C~"], colors=3)
     for colors in (0, 5):
-        with pytest.raises(InputError, match=f"^this checkpoint colours with 1 to 4 colours, not {colors}"):
+        with pytest.raises(InputError, match=f"^this task colours with 1 to 4 colours, not {colors}"):
             solver.stream("Bw", colors=colors)
 
 
@@ -177,6 +179,22 @@ def test_colours_are_added_until_an_answer_is_right():
     assert [a.colors for a in answers] == [3, 4, 4]
     assert [a.fewer_colors for a in answers] == [{}, *[{3: "none found in 9 samples"}] * 2]
     assert [a.distinct_valid for a in answers] == [1, 1, 0]
+
+
+def test_an_input_that_says_its_number_of_colours_begins_with_it(monkeypatch):
+    task = Graphs()
+    monkeypatch.setattr(Graphs, "colors_of", lambda self, x: x[..., 0, 0] - 1)
+    x = input_tokens(task, [nx.path_graph(n) for n in (2, 3)])
+    x = torch.stack([task.with_colors(x[0], 4), task.with_colors(x[1], 2)])
+    batches = []
+
+    def solve(batch):
+        batches.append(task.colors_of(batch).tolist())
+        return [Answers("", [], 9, 1, "all", 1, 1, None, 1.0, (), row) for row in batch]
+
+    answers = solve_with_fewest_colors(task, x, solve)
+    assert batches == [[3], [4]]
+    assert [(a.colors, a.fewer_colors) for a in answers] == [(4, {}), (3, {})]
 
 
 def test_an_input_that_needs_too_many_colours_is_refused():
