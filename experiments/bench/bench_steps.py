@@ -76,7 +76,7 @@ def on_random_tokens(config: RunConfig, length: int, batch: int) -> Step:
     """Return a training step on random tokens at ``length`` positions. Its time depends only on the shapes."""
     spec = TaskSpec(length, None, 3, length, 2)
     prior = PRIORS.get(config.names["prior"])(config.prior, config.model.width)
-    model = MODELS.get(config.names["model"])(config.model, spec, prior)
+    model = MODELS.get(config.names["model"])(replace(config.model, mixer="attention"), spec, prior)
     guide = GUIDES.get(config.names["guide"])(config.guide, spec, model, config.model.width)
     x, y = random_batch(spec, batch, torch.device("cpu"))
     assert x is not None

@@ -1,8 +1,9 @@
 """Sample trajectories of the prior and decode the answer at the end of each.
 
 :func:`rollout` runs the same Pyro program as ``pyro.infer.Predictive``. Under one seed both draw the same numbers, as
-long as ``temper``, ``halt`` and ``draws`` have their defaults. :func:`rollout` keeps no trace and runs in chunks
-of bounded memory. A rollout never sees the right answer y. Its decoded answers can therefore be compared with y.
+long as ``temper``, ``halt`` and ``draws`` have their defaults, and all inputs have one size. :func:`rollout` keeps no
+trace and runs in chunks of bounded memory. A rollout never sees the right answer y. Its decoded answers can therefore
+be compared with y.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from pyro_gram.errors import UserError
 from pyro_gram.system.cli import call
 
 SMALL = {
-    "task": {"vertices": 4, "train": 20, "validation": 4, "test": 4},
-    "model": {"width": 16, "heads": 2, "hidden": 16, "layers": 1, "low_steps": 1},
+    "task": {"vertices": 6, "train": 20, "validation": 4, "test": 4},
+    "model": {"width": 16, "heads": 4, "hidden": 16, "layers": 1, "low_steps": 1},
     "train": {"batch": 8},
 }
 

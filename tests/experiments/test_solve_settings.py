@@ -200,7 +200,7 @@ def test_value_can_overrule_the_vote(heads_checkpoint, monkeypatch):
     samples = solver.sample(GRAPHS, num_samples=20)
     values = torch.full_like(samples.value, 0.01)
     values[7] = 0.99
-    monkeypatch.setattr(solver, "sample", lambda *_, **__: replace(samples, value=values))
+    monkeypatch.setattr(solver, "_sample", lambda *_, **__: replace(samples, value=values))
     for i, answers in enumerate(solver.solve(GRAPHS, num_samples=20, select="value")):
         canonical_tokens = solver.task.canonical_form(solver.task.parse(GRAPHS[i]), samples.tokens[7, i])
         assert torch.equal(answers.solutions[0].y, canonical_tokens)
