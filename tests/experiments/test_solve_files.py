@@ -148,7 +148,7 @@ def test_the_checkpoint_with_the_name_of_the_task_comes_first(folder, use_checkp
     use_checkpoints(folder)
     _, lines = solve(capsys, "sudoku.txt")
     assert lines == ["sudoku.txt: sudoku, solved with sudoku.safetensors"]
-    assert pyro_gram.load("sudoku").task.size == 4
+    assert pyro_gram.load("sudoku").config.task.size == 4
 
 
 def test_a_name_is_a_file_or_a_run_before_it_is_a_checkpoint_of_the_repository(folder):
