@@ -159,7 +159,7 @@ def test_errors_name_bad_settings(settings, message):
 def test_the_structure_follows_the_size_of_each_input(lines):
     task = make()
     x = torch.stack([task.parse("1234/..../..../...."), task.parse("12345/...../...../...../.....")])[: lines - 3]
-    x, _ = task.spec.crop(x)
+    x, _ = task.spec.crop(x, x)
     structure = pickle.loads(pickle.dumps(copy.deepcopy(task.spec.structure)))(x)
     assert structure.relations.shape == (len(x), task.spec.relations, x.shape[1], x.shape[1])
     for i, tokens in enumerate(x):
@@ -274,7 +274,8 @@ def test_augmentation_gives_no_held_out_input():
     assert (images == held_out).all(1).any()
     assert not (new_x == held_out).all(1).any()
     assert task.is_valid(new_x, new_y).all()
-    assert task.augment(*task.spec.crop(x, y), torch.Generator().manual_seed(0))[0].shape == task.spec.crop(x)[0].shape
+    cropped_x, cropped_y = task.spec.crop(x, y)
+    assert task.augment(cropped_x, cropped_y, torch.Generator().manual_seed(0))[0].shape == cropped_x.shape
 
 
 # ---- text and picture ------------------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ def test_augmentation_never_gives_a_held_out_input(task):
         for split in ("validation", "test"):
             for m, answers in answers_by_size(task, split).items():
                 held_out_answers[m] |= answers
-    stream = TargetStream(task, task.split("train"), 64, seed=0)
+    stream = TargetStream(task, task.split("train"), 64, seed=0, group=False)
     num_changed = 0
     for number in range(30):
         x, y = stream(number)
@@ -233,7 +233,7 @@ def test_augmentation_never_gives_a_held_out_input(task):
 
 
 def test_all_solutions_of_a_batch_are_candidates_for_on_policy_training(task):
-    candidates = TargetStream(task, task.split("train"), 64, seed=0).candidates(0)
+    candidates = TargetStream(task, task.split("train"), 64, seed=0, group=False).candidates(0)
     assert len(task.sizes(candidates.x).unique()) > 2
     assert task.is_valid(candidates.x.expand(len(candidates.mask), -1, -1), candidates.solutions).all()
 

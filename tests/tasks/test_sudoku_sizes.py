@@ -182,7 +182,7 @@ def test_padding_sees_only_itself_and_has_only_the_value_0():
         assert structure.values[i, 0].nonzero().flatten().tolist() == [(2, 7)[i]]
         assert structure.values[i, 1].nonzero().flatten().tolist() == list(range(2, size + 2))
         assert all(v.nonzero().flatten().tolist() == [0] for v in structure.values[i, cells:])
-    cropped = task.spec.structure(task.spec.crop(x[:1])[0])
+    cropped = task.spec.structure(task.spec.crop(x[:1], x[:1])[0])
     assert torch.equal(cropped.relations, structure.relations[:1, :, :16, :16])
     assert torch.equal(cropped.values, structure.values[:1, :16])
 
