@@ -240,9 +240,9 @@ def measure_checkpoint(path: Path, count: int) -> dict[str, Any]:
     return study
 
 
-def table(studies: dict[str, Any]) -> str:
+def markdown(study: dict[str, Any]) -> str:
     """Return the table of a task: means over checkpoints, with standard deviations."""
-    runs = list(studies.values())
+    runs = list(study["checkpoints"].values())
     lines = [
         "| inputs | number | right samples | solved | coverage (limit) | DSATUR solves | DSATUR, ms | exact, ms |",
         "|---|---|---|---|---|---|---|---|",
@@ -280,13 +280,14 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
     if arguments.out is not None:
         check_writable(arguments.out)
-    studies = {str(path): measure_checkpoint(path, arguments.inputs) for path in arguments.checkpoints}
+    studies = {path.stem: measure_checkpoint(path, arguments.inputs) for path in arguments.checkpoints}
     tasks = {study["task"] for study in studies.values()}
     if len(tasks) > 1:
         raise UserError(f"checkpoints of several tasks ({', '.join(sorted(tasks))}): give those of one task")
     out = arguments.out or HERE / f"sizes_{tasks.pop()}.json"
-    write_json(out, {"checkpoints": studies, "inputs": arguments.inputs, "environment": environment()})
-    write_markdown(out, table(studies))
+    results = {"checkpoints": studies, "inputs": arguments.inputs, "environment": environment()}
+    write_json(out, results)
+    write_markdown(out, markdown(results))
     print(f"results: {out}")
     return 0
 

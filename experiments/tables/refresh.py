@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.bench import bench, bench_gpu, bench_solve, survive
 from experiments.scaling import summary
-from experiments.studies import amortization, filtering, gap, selection
+from experiments.studies import amortization, filtering, gap, selection, sizes
 from experiments.tables import headline, paper_table, readme_table
 from experiments.tables.headline import CHECKPOINTS, ROOT, SAMPLING_CHECKPOINTS, SOLVING_CHECKPOINTS
 from pyro_gram.system.cli import Parser, call
@@ -37,6 +37,7 @@ FROM_ONE_JSON: dict[Path, Markdown] = {
     STUDIES / "filtering.json": filtering.markdown,
     STUDIES / "selection.json": selection.markdown,
     **dict.fromkeys(sorted(STUDIES.glob("gap_*.json")), gap.markdown),
+    **dict.fromkeys(sorted(STUDIES.glob("sizes_*.json")), sizes.markdown),
     **dict.fromkeys(sorted(TABLES.glob("table*.json")), paper_table.markdown),
 }
 
