@@ -166,13 +166,13 @@ class TaskSpec:
                 [1, 2, 0],
                 [0, 0, 3]])
         """
-        missing = size - x.shape[-1]
-        if self.padding is None or missing <= 0:
+        num_missing = size - x.shape[-1]
+        if self.padding is None or num_missing <= 0:
             return x
         if self.input_features is None:
-            return torch.nn.functional.pad(x, (0, missing), value=self.padding)
-        x = torch.nn.functional.pad(x, (0, missing, 0, missing))
-        x.diagonal(dim1=-2, dim2=-1)[..., -missing:] = self.padding
+            return torch.nn.functional.pad(x, (0, num_missing), value=self.padding)
+        x = torch.nn.functional.pad(x, (0, num_missing, 0, num_missing))
+        x.diagonal(dim1=-2, dim2=-1)[..., -num_missing:] = self.padding
         return x
 
 

@@ -129,8 +129,8 @@ def rollout(
     device = to_device_of(model, torch.empty(0)).device if isinstance(model, nn.Module) else torch.device("cpu")
     parts = [broadcast_chunk(result, chunk % processes.size, processes, device) for chunk, result in enumerate(chunks)]
     rows = [parts[first : first + len(counts)] for first in range(0, len(parts), len(counts))]
-    joined = concatenate_rollouts([concatenate_rollouts(row, dim=0) for row in rows], dim=1)
-    return joined if order is None else joined.select(order.argsort())
+    result = concatenate_rollouts([concatenate_rollouts(row, dim=0) for row in rows], dim=1)
+    return result if order is None else result.select(order.argsort())
 
 
 def _spec_with_sizes(model: Any) -> TaskSpec | None:

@@ -76,14 +76,14 @@ class PuzzleSet:
         solutions = torch.cat([part.solutions for part in parts])
         num_solutions = torch.cat([part.num_solutions for part in parts])
         has_all_solutions = all(part.has_all_solutions for part in parts)
-        joined = cls.from_counts(inputs, solutions, num_solutions, has_all_solutions)
+        union = cls.from_counts(inputs, solutions, num_solutions, has_all_solutions)
         if has_all_solutions:
-            return joined
-        is_complete = torch.zeros(len(joined), dtype=torch.bool)
+            return union
+        is_complete = torch.zeros(len(union), dtype=torch.bool)
         starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0).tolist()
         for start, part in zip(starts, parts, strict=False):
             is_complete[start + part.complete_rows] = True
-        return replace(joined, is_complete=is_complete)
+        return replace(union, is_complete=is_complete)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

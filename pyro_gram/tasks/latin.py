@@ -128,8 +128,8 @@ class Latin(Task):
                 )
             for name, index in splits.items():
                 parts[name].append(self.boards.pad_puzzles(puzzles.select(torch.from_numpy(index))))
-        joined = {name: PuzzleSet.concatenate(part) for name, part in parts.items()}
-        return {name: p.select(torch.randperm(len(p), generator=generator)) for name, p in joined.items()}
+        unions = {name: PuzzleSet.concatenate(part) for name, part in parts.items()}
+        return {name: p.select(torch.randperm(len(p), generator=generator)) for name, p in unions.items()}
 
     def _random_puzzles(self, size: int, count: int, generator: torch.Generator) -> PuzzleSet:
         """Draw up to ``count`` distinct inputs of one size with all completions; fewer if a batch has no new input."""

@@ -129,9 +129,9 @@ def draw_split_graphs(config: ColoringConfig) -> dict[str, list[SizedGraphs]]:
     rng = np.random.default_rng(config.data_seed)
     totals = {name: getattr(config, name) for name in SPLITS}
     pools, classes = [], []
-    missing = sum(totals.values())
+    num_missing = sum(totals.values())
     for n in config.sizes:
-        share = missing / (config.vertices + 1 - n)  # the larger sizes make up for what this one lacks
+        share = num_missing / (config.vertices + 1 - n)  # the larger sizes make up for what this one lacks
         pool = draw_distinct(rng, n, edge_probability_of(config, n), round(share * 1.2) + SPARE_GRAPHS)
         indices_of: dict[bytes, list[int]] = {}
         for index, key in enumerate(isomorphism_invariants(pool.adjacency)):
@@ -139,7 +139,7 @@ def draw_split_graphs(config: ColoringConfig) -> dict[str, list[SizedGraphs]]:
         members = list(indices_of.values())
         pools.append(pool)
         classes.append([members[i] for i in rng.permutation(len(members))])
-        missing = max(0, missing - round(USABLE_SHARE * len(pool)))
+        num_missing = max(0, num_missing - round(USABLE_SHARE * len(pool)))
     held_out_limits = [int(len(members) * HELD_OUT_SHARE) for members in classes]
     splits: dict[str, list[SizedGraphs]] = {}
     for name in ("test", "validation"):
