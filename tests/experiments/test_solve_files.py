@@ -1,9 +1,12 @@
 """``solve.py`` finds the task of a file and the checkpoint of the task; checkpoints of the repository load by name."""
 
+import atexit
 import io
 import json
 import re
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +20,13 @@ from pyro_gram.tasks import advice
 from tests.conftest import ROOT
 from tests.experiments.small_run import cli
 
-CHECKPOINTS = ROOT / "checkpoints"
+COMMITTED = ROOT / "checkpoints"
+# The committed checkpoints without the one that solves graphs of any size: files then choose one of their size.
+CHECKPOINTS = Path(tempfile.mkdtemp(prefix="checkpoints"))
+atexit.register(shutil.rmtree, CHECKPOINTS, ignore_errors=True)
+for committed_file in COMMITTED.iterdir():
+    if not committed_file.name.startswith("coloring."):
+        (CHECKPOINTS / committed_file.name).symlink_to(committed_file)
 CYCLE = "p edge 8 8\n" + "".join(f"e {v} {v % 8 + 1}\n" for v in range(1, 9))
 PETERSEN = "IheA@GUAo"
 QUEENS = "Q......./......../....Q.../......../......../......../......../........"
@@ -44,6 +53,11 @@ def use_checkpoints(monkeypatch):
         monkeypatch.setattr(advice, "CHECKPOINTS", path)
 
     return use
+
+
+@pytest.fixture(autouse=True)
+def _single_sizes(use_checkpoints):
+    use_checkpoints(CHECKPOINTS)
 
 
 def solve(capsys, *options):
@@ -136,6 +150,18 @@ def test_with_keep_going_the_files_after_a_faulty_one_are_solved(folder, capsys)
     failure, answers = map(json.loads, capsys.readouterr().out.splitlines())
     assert "not 3-colourable" in failure["error"]
     assert answers["input"] == SUDOKU.replace("\n", "")
+
+
+def test_graphs_of_all_sizes_are_solved_with_one_checkpoint(folder, use_checkpoints, capsys):
+    use_checkpoints(COMMITTED)
+    assert cli(experiments.solve.main, "cycle.col", "petersen.g6", "--json", "--num-samples", 4) == 0
+    out, err = capsys.readouterr()
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [one["input"] for one in answers] == ["GhCGKC", PETERSEN]
+    assert all(one["solutions"][0]["valid"] and one["colors"] == 3 for one in answers)
+    expected_line = f"coloring, solved with {COMMITTED / 'coloring'}.safetensors"
+    assert err.splitlines() == [f"{name}: {expected_line}" for name in ("cycle.col", "petersen.g6")]
+    assert pyro_gram.load("coloring").task.max_positions == 64
 
 
 # ---- checkpoints by name -----------------------------------------------------------------------------------------
