@@ -18,7 +18,7 @@ from pyro_gram.checks import check_choice
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER
 from pyro_gram.networks.core import init_linear_, make_embedding
-from pyro_gram.networks.relations import CLOSED
+from pyro_gram.networks.relations import open_values
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import Structure, TaskSpec
 
@@ -108,8 +108,7 @@ class AutoregressiveModel(OneStepModel):
             s = s + self._input_at_answer(e_x)[..., : s.shape[-2], :]
             s = torch.cat((e_x, s), dim=-2)
         logits = self.decoder(self.f(s, _bias_with_answer(bias, tokens.shape[-1]))[..., prompt:, :])
-        values = None if structure is None else structure.values
-        return logits if values is None else logits.masked_fill(~values[..., : tokens.shape[-1], :], CLOSED)
+        return open_values(logits, structure)
 
     def _input_at_answer(self, e_x: Tensor) -> Tensor:
         """Return the last L_out positions of the embedded input; a shorter input gets zeros in front."""

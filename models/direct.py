@@ -85,9 +85,7 @@ class OneStepModel(RelationalModule):
     ) -> Tensor:
         """Return y, int64 ``[..., B, L_out]``. The arguments are those of :class:`~pyro_gram.models.gram.GRAM`."""
         register_parameters("model", self)
-        self.read(x)
-        x = x if self.structure is None else self.structure.tokens
-        e_x = embed_input(self.encoder, x, self.zeros, None if y is None else y.shape[:-1])
+        e_x = embed_input(self.encoder, self.read(x), self.zeros, None if y is None else y.shape[:-1])
         e_x = e_x if self.start is None else e_x + self.start
         with data_plates(e_x.shape[:-2]):
             h, answer = self.respond(e_x, y, beta)

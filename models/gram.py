@@ -136,8 +136,7 @@ class GRAM(RelationalModule):
 
     def encode(self, x: Tensor | None, batch: torch.Size | None = None) -> Tensor:
         """Return the embedded input e_x, ``[..., L, D]``. If x is None, return zeros ``[*batch, L, D]``."""
-        self.read(x)
-        return embed_input(self.encoder, x if self.structure is None else self.structure.tokens, self.h0, batch)
+        return embed_input(self.encoder, self.read(x), self.h0, batch)
 
     def initial_state(self, e_x: Tensor) -> LatentState:
         """Return z_0, expanded to the shape of e_x."""

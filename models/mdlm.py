@@ -10,6 +10,7 @@ and ``pyro.factor`` adds it to the loss. A draw starts with all tokens masked an
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isqrt
 
 import pyro
 import pyro.distributions as dist
@@ -21,7 +22,7 @@ from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER, plate_shape
 from pyro_gram.networks.denoiser import Denoiser
 from pyro_gram.networks.embeddings import answer_decoder, answer_encoder
 from pyro_gram.registry import MODELS
-from pyro_gram.spec import TaskSpec, side_of
+from pyro_gram.spec import TaskSpec
 
 from .direct import OneStepConfig, OneStepModel
 
@@ -78,7 +79,7 @@ class Diffusion(OneStepModel):
         """Return the number of tokens of an answer, padding included, for e_x ``[..., L, D]``."""
         if not self.has_relations:
             return self.spec.output_length
-        return side_of(e_x.shape[-2]) if self.spec.has_value_positions else e_x.shape[-2]
+        return isqrt(e_x.shape[-2]) if self.spec.has_value_positions else e_x.shape[-2]
 
     def answer_mask(self, e_x: Tensor) -> Tensor:
         """Return the tokens of an answer that are not padding, bool ``[..., L_out]``, for e_x ``[..., L, D]``."""

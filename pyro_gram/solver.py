@@ -127,9 +127,8 @@ class Solver:
             UserError: a count is below 1; temper, halt or draws has a wrong value; or there is too little memory.
             ConfigError: halt is set without heads; or the draws are antithetic or Sobol and the prior is not Gaussian.
         """
-        settings: dict[str, Any] = {"temper": temper, "halt": halt, "draws": draws}
-        settings |= {"memory": memory, "progress": progress, "history": history}
-        return self._sample(self._tokens(x), num_samples, depth, seed, **settings)
+        settings = SampleSettings(temper=temper, halt=halt, draws=draws, memory=memory, progress=progress)
+        return self._sample(self._tokens(x), num_samples, depth, seed, settings, history)
 
     def _sample(
         self,
@@ -137,15 +136,12 @@ class Solver:
         num_samples: int,
         depth: int | None,
         seed: int,
-        *,
+        settings: SampleSettings,
         history: bool = False,
-        temper: TemperConfig | None = None,
-        halt: float | None = None,
-        draws: str = "independent",
-        memory: float | None = None,
-        progress: Callable[[int], Any] | None = None,
     ) -> Rollout:
         """Sample as :meth:`sample` does. The caller has checked the tokens."""
+        temper, halt, progress = settings.get("temper"), settings.get("halt"), settings.get("progress")
+        draws = settings.get("draws", "independent")
         if temper is not None and not isinstance(temper, TemperConfig):
             raise UserError(f"temper must be a pyro_gram.TemperConfig, not {temper!r}")
         check_choice("draws", draws, DRAWS)
@@ -157,7 +153,7 @@ class Solver:
             "depth": depth,
             "seed": seed,
             "temper": self._temper(temper),
-            "max_trajectories": self._chunk_size(memory),
+            "max_trajectories": self._chunk_size(settings.get("memory")),
         }
         tokens = to_device_of(self.model, tokens)
         if draws == "smc":
@@ -165,9 +161,12 @@ class Solver:
                 raise UserError("smc weighs full trajectories: it needs an input, and takes neither history nor halt")
             return self._filter(tokens, progress, **common_settings)
         halt = halt if history else self._halt(halt)
-        settings: dict[str, Any] = {"history": history, "halt": halt, "draws": DrawScheme(draws), "progress": progress}
+        scheme = DrawScheme(draws)
         with isolated_program():
-            return rollout(self.model, tokens, **settings, **common_settings).cpu()
+            samples = rollout(
+                self.model, tokens, history=history, halt=halt, draws=scheme, progress=progress, **common_settings
+            )
+        return samples.cpu()
 
     def _filter(self, tokens: Tensor, progress: Callable[[int], Any] | None, **settings: Any) -> Rollout:
         """Sample trajectories weighted by the value head (``sampling.smc``)."""
@@ -326,7 +325,7 @@ class Solver:
     ) -> Iterator[Answers]:
         from pyro_gram.answers import Answers, select_answers, tally_answers
 
-        samples = self._sample(x, num_samples, depth, seed, **settings)
+        samples = self._sample(x, num_samples, depth, seed, settings)
         tokens = self.task.canonical_form(x, samples.tokens)
         is_valid = self.task.is_valid(x, tokens).double()
         is_valid[~self.task.has_known_answer(x, tokens)] = torch.nan

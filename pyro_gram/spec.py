@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isqrt
 
 import torch
 from torch import Tensor
@@ -147,6 +146,10 @@ class TaskSpec:
             return torch.full(tokens.shape[:-1], tokens.shape[-1], device=x.device)
         return (tokens != self.padding).sum(-1)
 
+    def token_mask(self, x: Tensor) -> Tensor:
+        """Return which tokens of inputs are not padding, bool ``[..., L]``; they come first."""
+        return torch.arange(x.shape[-1], device=x.device) < self.sizes_of(x)[..., None]
+
     def crop(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Remove padding that all inputs of a batch share, from inputs and from answers ``[..., L_out]``."""
         if self.padding is None:
@@ -174,8 +177,3 @@ class TaskSpec:
         x = torch.nn.functional.pad(x, (0, num_missing, 0, num_missing))
         x.diagonal(dim1=-2, dim2=-1)[..., -num_missing:] = self.padding
         return x
-
-
-def side_of(positions: int) -> int:
-    """Return n for n^2 positions (``has_value_positions``)."""
-    return isqrt(positions)

@@ -17,6 +17,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import torch
 
 import pyro_gram
 from experiments.tables.cells import mean_and_sd, write_markdown
@@ -27,6 +28,8 @@ from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import check_writable, write_json
 from pyro_gram.system.machine import environment
+from pyro_gram.tasks.coloring.exact import is_colorable
+from pyro_gram.tasks.nqueens.exact import has_completion
 
 HERE = Path(__file__).parent
 NUM_SAMPLES, SEED = 20, 1
@@ -111,17 +114,8 @@ def named_graphs() -> Iterator[tuple[str, nx.Graph, int]]:
 
 
 def exact_coloring(graph: nx.Graph, colors: int) -> bool:
-    """Return whether a graph can be coloured, by python-sat."""
-    from pysat.solvers import Cadical153
-
-    index = {vertex: i for i, vertex in enumerate(graph)}
-    with Cadical153() as sat:
-        for i in index.values():
-            sat.add_clause([1 + i * colors + c for c in range(colors)])
-        for u, v in graph.edges:
-            for c in range(colors):
-                sat.add_clause([-(1 + index[u] * colors + c), -(1 + index[v] * colors + c)])
-        return bool(sat.solve())
+    """Return whether a graph can be coloured, by the exact solver of the task."""
+    return bool(is_colorable(nx.to_numpy_array(graph) > 0, np.full(len(graph), -1), colors)[0])
 
 
 def dsatur(graph: nx.Graph, colors: int) -> bool:
@@ -146,27 +140,8 @@ def queens_groups(solver: Solver, count: int) -> Iterator[Group]:
 
 
 def exact_queens(text: str) -> bool:
-    """Return whether a board can be completed, by python-sat."""
-    from pysat.card import CardEnc, EncType
-    from pysat.solvers import Cadical153
-
-    rows = text.split("/")
-    n = len(rows)
-    squares = [(r, c) for r in range(n) for c in range(n)]
-    families: list[Callable[[int, int], int]] = [lambda r, c: r, lambda r, c: c, lambda r, c: r + c, lambda r, c: r - c]
-    top = n * n
-    with Cadical153() as sat:
-        for k, family in enumerate(families):
-            lines: dict[int, list[int]] = {}
-            for r, c in squares:
-                lines.setdefault(family(r, c), []).append(1 + r * n + c)
-            for line in lines.values():
-                encode = CardEnc.equals if k < 2 else CardEnc.atmost
-                clauses = encode(line, 1, top_id=top, encoding=EncType.seqcounter)
-                top = max(top, clauses.nv)
-                for clause in clauses.clauses:
-                    sat.add_clause(clause)
-        return bool(sat.solve(assumptions=[1 + r * n + c for r, c in squares if rows[r][c] == "Q"]))
+    """Return whether a board, given as rows joined by ``/``, can be completed, by the exact solver of the task."""
+    return bool(has_completion([row.find("Q") for row in text.split("/")]))
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------
@@ -199,8 +174,6 @@ def _coverage(answers: list[Answers]) -> dict[str, float]:
     totals = [one.total for one in answers]
     if any(total is None for total in totals):
         return {}
-    import torch
-
     counts = torch.tensor([int(total or 0) for total in totals])
     coverage = mean((one.distinct_valid or 0) / (one.total or 1) for one in answers)
     limit = coverage_limit(counts, NUM_SAMPLES).mean().item()

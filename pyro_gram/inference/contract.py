@@ -183,7 +183,6 @@ class ModelSizes:
         low_steps: K, applications of the low-level network in a transition.
         layers: layers of each network.
         mixer: how positions are mixed (``networks.core.CoreConfig``).
-        heads: attention heads of each layer.
     """
 
     width: int
@@ -193,7 +192,6 @@ class ModelSizes:
     low_steps: int = 2
     layers: int = 2
     mixer: str = "attention"
-    heads: int = 4
 
 
 def model_traits(model: Any) -> ModelTraits:

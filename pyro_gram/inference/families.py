@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.terms import is_delta
 from pyro_gram.networks.core import CodeHead, GaussianHead
 
 
@@ -192,7 +193,7 @@ def neutral_at_padding(distribution: Any, mask: Tensor | None) -> Any:
     Raises:
         ConfigError: positions of this distribution are not independent, or no such form of it is known.
     """
-    if mask is None or is_delta_like(distribution):
+    if mask is None or is_delta(distribution):
         return distribution
     base = getattr(distribution, "base_dist", distribution)
     if isinstance(base, dist.Normal):
@@ -206,11 +207,6 @@ def neutral_at_padding(distribution: Any, mask: Tensor | None) -> Any:
     raise ConfigError(
         f"a {type_of(distribution)} has no form for padding: give inputs of one size at a time, or use --prior gaussian"
     )
-
-
-def is_delta_like(distribution: Any) -> bool:
-    """Return whether a distribution is a point (prior ``none``)."""
-    return isinstance(getattr(distribution, "base_dist", distribution), dist.Delta)
 
 
 @runtime_checkable

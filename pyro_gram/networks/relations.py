@@ -7,6 +7,7 @@ distribution under prior and guide, and an answer has only its open values. So p
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import one_hot
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.networks.core import init_linear_, make_embedding
-from pyro_gram.spec import Structure, TaskSpec, side_of
+from pyro_gram.spec import Structure, TaskSpec
 
 CLOSED = -1e4  # the logit of a closed value: its probability is 0 in float32, and its log density is finite
 
@@ -64,16 +65,17 @@ class RelationalModule(nn.Module):
         self.config, self.spec = config, spec
         self.has_relations = uses_relations(config.mixer, spec, config.heads, config.prefix)
 
-    def read(self, x: Tensor | None) -> None:
-        """Set :attr:`structure` and :attr:`bias` for the inputs ``x [..., *event]``."""
+    def read(self, x: Tensor | None) -> Tensor | None:
+        """Set :attr:`structure` and :attr:`bias` for the inputs ``x [..., *event]``. Return the tokens to embed."""
         if not self.has_relations or x is None:
-            return
+            return x
         assert self.spec.structure is not None
         self.structure = self.spec.structure(x)
         if self.config.mixer == "relations":
             self.bias = self.structure.attention_bias(self.config.heads)
         else:
             self.bias = self.structure.indicators()
+        return self.structure.tokens
 
     @property
     def context(self) -> tuple[Tensor, ...]:
@@ -91,8 +93,14 @@ class RelationalModule(nn.Module):
 
     def open_values(self, logits: Tensor) -> Tensor:
         """Return the logits of an answer ``[..., L_out, classes]`` with a probability of 0 for each closed value."""
-        values = None if self.structure is None else self.structure.values
-        return logits if values is None else logits.masked_fill(~values, CLOSED)
+        return open_values(logits, self.structure)
+
+
+def open_values(logits: Tensor, structure: Structure | None) -> Tensor:
+    """Return the logits of the first n tokens of an answer, ``[..., n, classes]``; closed values get probability 0."""
+    if structure is None or structure.values is None:
+        return logits
+    return logits.masked_fill(~structure.values[..., : logits.shape[-2], :], CLOSED)
 
 
 class ValuePositionEncoder(nn.Module):
@@ -125,7 +133,7 @@ class PositionDecoder(nn.Module):
         logits = self.head(h)
         if not self.has_value_positions:
             return logits
-        return logits.squeeze(-1).unflatten(-1, (side_of(h.shape[-2]), -1))
+        return logits.squeeze(-1).unflatten(-1, (isqrt(h.shape[-2]), -1))
 
 
 def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -239,8 +239,7 @@ class Task(ABC):
         if renaming is None:
             return solutions
         namings, is_naming = renaming
-        is_token = torch.arange(solutions.shape[-1]) < self.spec.sizes_of(x)
-        answers = namings[is_naming[:, 0]][:, solutions.long()] * is_token  # [P, m, L_out]
+        answers = namings[is_naming[:, 0]][:, solutions.long()] * self.spec.token_mask(x)  # [P, m, L_out]
         return answers.flatten(0, 1).unique(dim=0)
 
     def log_namings(self, x: Tensor | None, y: Tensor) -> Tensor:

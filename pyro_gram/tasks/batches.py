@@ -137,5 +137,4 @@ class TargetStream:
         namings = self.task.namings(x)
         if namings is None:
             return Candidates(x, solutions, mask)
-        is_token = torch.arange(solutions.shape[-1]) < self.task.spec.sizes_of(x)[:, None]
-        return Candidates(x, solutions, mask, *namings, is_token)
+        return Candidates(x, solutions, mask, *namings, self.task.spec.token_mask(x))

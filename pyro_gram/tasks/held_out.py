@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from pyro_gram.tasks.base import Task
 
 
 class InputSet:
@@ -38,6 +42,12 @@ class InputSet:
         hashes = self._hash(x)
         position = torch.searchsorted(self._hashes, hashes).clamp(max=len(self._hashes) - 1)
         return self._hashes[position] == hashes
+
+
+def held_out_inputs(task: Task) -> InputSet:
+    """Return the inputs of the validation and the test split."""
+    inputs = [task.split(name).inputs for name in ("validation", "test")]
+    return InputSet(torch.cat([x for x in inputs if x is not None]), task.spec.input_vocabulary)
 
 
 def replace_unless_held_out(

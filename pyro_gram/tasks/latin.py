@@ -26,7 +26,7 @@ from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.board_text import cells_of, lines_of_board, split_boards
-from pyro_gram.tasks.held_out import InputSet
+from pyro_gram.tasks.held_out import InputSet, held_out_inputs
 from pyro_gram.tasks.jacobson_matthews import random_latin_squares
 from pyro_gram.tasks.sudoku.boards import make_geometry, solve, symmetry_invariants
 from pyro_gram.tasks.sudoku.data import BLANKS, assign_splits
@@ -157,9 +157,7 @@ class Latin(Task):
 
     @cached_property
     def _held_out(self) -> InputSet:
-        held_out = PuzzleSet.concatenate([self._splits[name] for name in ("validation", "test")])
-        assert held_out.inputs is not None
-        return InputSet(held_out.inputs, self.spec.input_vocabulary)
+        return held_out_inputs(self)
 
     # ---- text and picture --------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
-from pyro_gram.tasks.held_out import InputSet, replace_unless_held_out
+from pyro_gram.tasks.held_out import InputSet, held_out_inputs, replace_unless_held_out
 from pyro_gram.tasks.nqueens import squares
 from pyro_gram.tasks.nqueens.boards import all_solutions, board_lines, board_symmetries
 from pyro_gram.tasks.nqueens.config import MAX_ENUMERATED_SIZE, NQueensConfig
@@ -142,9 +142,7 @@ class NQueens(Task):
 
     @cached_property
     def _held_out(self) -> InputSet:
-        held_out = PuzzleSet.concatenate([self._splits[name] for name in ("validation", "test")])
-        assert held_out.inputs is not None
-        return InputSet(held_out.inputs, self.spec.input_vocabulary)
+        return held_out_inputs(self)
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Apply a random symmetry of the board to each pair; a pair whose image is held out stays unchanged."""

@@ -24,7 +24,7 @@ from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.batches import generator_for
-from pyro_gram.tasks.held_out import InputSet
+from pyro_gram.tasks.held_out import InputSet, held_out_inputs
 from pyro_gram.tasks.sudoku.boards import geometry
 from pyro_gram.tasks.sudoku.config import SudokuConfig
 from pyro_gram.tasks.sudoku.data import RatedPuzzles
@@ -130,12 +130,7 @@ class Sudoku(Task):
 
     @cached_property
     def _held_out(self) -> InputSet:
-        parts = [
-            self._to_puzzle_set(splits.puzzles[name]) for name in ("validation", "test") for splits in self._splits
-        ]
-        inputs = PuzzleSet.concatenate(parts).inputs
-        assert inputs is not None
-        return InputSet(inputs, self.spec.input_vocabulary)
+        return held_out_inputs(self)
 
     # ---- text and picture --------------------------------------------------------------------------------------
 
