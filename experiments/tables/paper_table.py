@@ -100,9 +100,8 @@ def figure(results: dict[str, Any]) -> Figure:
             _panel(axis, column, column["show"][i], has_labels=i == 0)
         row_of_axes[0].set_title(column["title"], loc="left", fontsize=11, fontweight="bold")
     missing_text = f"; {len(results['missing'])} cells are missing" if results["missing"] else ""
-    subtitle = (
-        f"dots: ours, preset {results['preset']}, bars: standard deviation over seeds; rings: the paper's{missing_text}"
-    )
+    rings = "; rings: the paper's" if any(column["paper"] for column in columns) else ""
+    subtitle = f"dots: ours, preset {results['preset']}, bars: standard deviation over seeds{rings}{missing_text}"
     plot.suptitle(f"{results['title']}\n({subtitle})", fontsize=11)
     return plot
 

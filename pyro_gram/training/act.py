@@ -2,7 +2,7 @@
 
 The batch holds pairs (x, y) and the states of their trajectories. Each update is one supervision step of every
 trajectory. A trajectory ends when the model would halt it, or after N_sup steps. Then a new pair replaces its pair, and
-a new trajectory starts at z_0.
+a new trajectory starts at z_0. If a model does not halt, an equal share of the trajectories ends at each update.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import data_plates
 from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
@@ -61,15 +60,14 @@ class Carry:
     def advance(self, terms: StepTerms, max_steps: int) -> Carry:
         """Return the carry after a supervision step whose results are ``terms``. This uses torch's generator.
 
-        Raises:
-            ConfigError: the model does not say which trajectories halt.
+        If the model does not say which trajectories halt, each makes ``max_steps`` steps. The trajectories of the first
+        batch make 1 to ``max_steps`` steps, so that later ones do not all end at the same update.
         """
-        if terms.halted is None:
-            raise ConfigError(
-                "train.act needs a model that says which trajectories have halted, at a site 'halted' (hrm and trm "
-                "do): set it to false"
-            )
         steps = self.steps + 1
+        if terms.halted is None:
+            if self.state is None:
+                steps = torch.randint(1, max_steps + 1, steps.shape, device=steps.device)
+            return Carry(self.x, self.y, steps, steps >= max_steps, terms.state)
         min_steps = torch.randint(2, max(3, max_steps + 1), steps.shape, device=steps.device)
         min_steps = torch.where(torch.rand(steps.shape, device=steps.device) < EXPLORATION, min_steps, 0)
         finished = (steps >= max_steps) | (terms.halted & (steps >= min_steps))

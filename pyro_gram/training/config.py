@@ -38,7 +38,8 @@ class TrainConfig:
         evaluate_every: number of batches between two evaluations on the validation split.
         save_seconds: seconds between two saves of the training state. A save waits for the end of a batch.
         act: train as HRM and TRM do: a batch is one update, and a trajectory stays in the batch until the model halts
-            it or it has made ``supervision_steps`` steps; then a new pair replaces it. The model must halt.
+            it or it has made ``supervision_steps`` steps; then a new pair replaces it. On-policy updates follow every
+            ``supervision_steps``-th batch.
         on_policy_depth: also train on trajectories of the prior, up to this supervision step. The target is a solution,
             drawn with its probability under the model. 0 for no such training. The task must list all solutions.
         on_policy_updates: number of updates along trajectories of the prior in a batch. They are made at successive
@@ -90,8 +91,6 @@ class TrainConfig:
                 f"train.on_policy_updates = {self.on_policy_updates} steps do not fit into train.on_policy_depth = "
                 f"{self.on_policy_depth}: lower them, or go deeper"
             )
-        if self.act and self.on_policy_depth:
-            raise ConfigError("train.act has no on-policy part: set train.on_policy_depth to 0")
         if not self.batches and not self.minutes:
             raise ConfigError("a run needs an end: batches or minutes must be positive")
 

@@ -7,7 +7,6 @@ import torch
 from pyro import poutine
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.training.act import Carry
 from pyro_gram.training.on_policy import prior_end
 from pyro_gram.training.precision import configure_core, explain_compiler_errors, matmul_precision
 from pyro_gram.training.trainer import Trainer
@@ -40,8 +39,6 @@ def dry_run(trainer: Trainer) -> tuple[str, str] | None:
                 f"the program {type(trainer.model).__name__} has no sites 'y', 'h' and 'l': observe the answer at 'y', "
                 "and call pyro_gram.inference.sites.record_state in it"
             )
-        if trainer.config.act:
-            Carry.start(x, y).advance(elbo.terms, trainer.config.supervision_steps)
     trainer.is_checked = True
     return getattr(elbo, "estimated_kl", None)
 

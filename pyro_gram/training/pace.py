@@ -34,7 +34,7 @@ from pyro_gram.training.report import Pace
 from pyro_gram.training.trainer import Trainer
 
 REPEATS = 3  # number of timed batches of each kind; one more batch before them warms up
-SIZE_REPEATS = 16  # the same, if batches differ in the size of their inputs
+VARIED_REPEATS = 16  # the same, if batches differ in the size of their inputs
 NO_LR = 1e-12  # the copy's learning rate, so small that updates hardly change the copy
 
 
@@ -62,8 +62,10 @@ def fit_to_minutes(trainer: Trainer, monitor: Callable[[], object] | None = None
 
 def min_batches(config: TrainConfig) -> int:
     """Return the fewest batches that a run may have: enough for an on-policy part, if the config asks for one."""
-    batches = math.ceil(1 / (1 - config.on_policy_after)) if config.on_policy_depth else 1
-    return min(batches, config.batches)
+    if not config.on_policy_depth:
+        return min(1, config.batches)
+    every = config.supervision_steps if config.act else 1  # on-policy updates follow every so many batches
+    return min(math.ceil(every / (1 - config.on_policy_after)), config.batches)
 
 
 def fit_batches(pace: Pace, config: TrainConfig, number: int = 0, elapsed: float = 0.0) -> int:
@@ -142,7 +144,7 @@ def measure_pace(trainer: Trainer, monitor: Callable[[], object] | None = None) 
 def _time_batches(trial: Trainer, config: TrainConfig) -> float:
     """Return the seconds that a batch takes under ``config``: the median of a few batches.
 
-    If batches differ in the size of their inputs, this is the mean of more batches.
+    If batches differ in the size of their inputs, or only some have on-policy updates, it is the mean of more batches.
     """
     trial.config = config
 
@@ -150,9 +152,9 @@ def _time_batches(trial: Trainer, config: TrainConfig) -> float:
         with pyro.validation_enabled(False), matmul_precision(config.precision, trial.device):
             trial.train_batch(*trial.batches(trial.number))
 
-    has_sizes = getattr(trial.batches, "sizes", None) is not None
-    seconds = [_time_call(train) for _ in range(1 + (SIZE_REPEATS if has_sizes else REPEATS))][1:]
-    return mean(seconds) if has_sizes else median(seconds)
+    is_varied = getattr(trial.batches, "sizes", None) is not None or (config.act and config.on_policy_depth > 0)
+    seconds = [_time_call(train) for _ in range(1 + (VARIED_REPEATS if is_varied else REPEATS))][1:]
+    return mean(seconds) if is_varied else median(seconds)
 
 
 def _time_call(function: Callable[[], object]) -> float:

@@ -112,7 +112,7 @@ class Trainer:
         means = self.act_step(x, y) if self.config.act else self.supervise(x, y)
         reconstruction, kl = means.mean(0).tolist()
         report = BatchReport(self.number, reconstruction, kl, self.beta.value)
-        if self.config.on_policy_depth and progress >= self.config.on_policy_after:
+        if self.is_on_policy:
             report.on_policy = self.supervise_on_policy()
         self.beta.update(means[-1, 0].item() if self.beta.config.watch == "last" else reconstruction)
         self.number += 1
@@ -250,6 +250,13 @@ class Trainer:
     def progress(self) -> float:
         """The share of the run that is over."""
         return self.progress_at(0)
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Do on-policy updates follow this batch?"""
+        c = self.config
+        is_turn = not c.act or self.number % c.supervision_steps == 0
+        return c.on_policy_depth > 0 and self.progress >= c.on_policy_after and is_turn
 
     def progress_at(self, step: int) -> float:
         """Return the share of the run that is over before a step.

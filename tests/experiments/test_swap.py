@@ -77,7 +77,6 @@ def test_heads_of_a_trm_whose_answers_are_drawn_let_it_halt(tmp_path, capsys):
         ("--guide mean_field --train.augment true", "set train.augment to false"),
         ("--prior flow --guide residual", "needs the mean of the prior"),
         ("--prior discrete --guide.max_kl 1", "max_kl needs a Gaussian prior"),
-        ("--train.act true", "act needs a model that says which"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_training(options, message, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Test the cells of the paper's tables, and that a small table can be run, resumed, collected and drawn."""
 
-import itertools
 import json
 import shlex
 from dataclasses import replace
@@ -24,26 +23,43 @@ TABLES = list(table.definitions()["tables"])
 MINUTES = "0.01"
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_every_cell_of_every_table_is_a_run_of_its_own_whose_parts_fit(name):
-    definition = table.pick("tables", name)
-    for preset in table.definitions()["presets"]:
-        cells = table.cells_of(definition, preset)
-        assert len({cell.name for cell in cells}) == len(cells)
-        for cell in cells:
-            config = cell.config()
-            check_parts(config)
-            assert config.seed == cell.seed
-            if preset != "paper":
-                assert (config.train.batches, config.train.minutes) == (0, table.pick("presets", preset)["minutes"])
-                assert config.heads.hidden == config.temper.transitions == 0
+def presets_of(name):
+    """Return the presets at which a table has a column."""
+    columns = [table.pick("columns", column) for column in table.pick("tables", name)["columns"]]
+    return [preset for preset in table.definitions()["presets"] if any(preset in c["presets"] for c in columns)]
+
+
+COMBINATIONS = [(name, preset) for name in TABLES for preset in presets_of(name)]
+
+
+@pytest.mark.parametrize(("name", "preset"), COMBINATIONS)
+def test_every_cell_of_every_table_is_a_run_of_its_own_whose_parts_fit(name, preset):
+    cells = table.cells_of(table.pick("tables", name), preset)
+    assert len({cell.name for cell in cells}) == len(cells)
+    minutes = table.pick("presets", preset).get("minutes")
+    for cell in cells:
+        config = cell.config()
+        check_parts(config)
+        assert config.seed == cell.seed
+        assert config.heads.hidden == config.temper.transitions == 0
+        if preset != "paper":
+            assert (config.train.minutes, config.train.batches > 0) == ((minutes, False) if minutes else (0, True))
+
+
+def test_the_variants_of_the_main_job_have_equally_many_updates():
+    for cell in table.cells_of(table.pick("tables", "main"), "main"):
+        c = cell.config().train
+        updates_a_batch, on_policy_every = (1, c.supervision_steps) if c.act else (c.supervision_steps, 1)
+        assert c.batches * updates_a_batch == 2560
+        on_policy_share = (1 - c.on_policy_after) / on_policy_every
+        assert round(c.batches * on_policy_share) * c.on_policy_updates == 256
 
 
 def test_the_papers_numbers_are_of_rows_and_metrics_that_are_shown():
     for name in TABLES:
         definition = table.pick("tables", name)
         numbers_of = {column: paper.rows(name, column) for column in definition["columns"]}
-        assert any(numbers_of.values())
+        assert any(numbers_of.values()) or name == "main"
         for column, numbers in numbers_of.items():
             assert set(numbers) <= set(definition["rows"])
             for metrics in numbers.values():
@@ -59,7 +75,7 @@ def test_table_1_has_three_seeds_of_its_main_rows_and_one_of_the_others():
 
 
 def test_rows_differ_from_each_other_within_a_table():
-    for name, preset in itertools.product(TABLES, table.definitions()["presets"]):
+    for name, preset in COMBINATIONS:
         cells = table.cells_of(table.pick("tables", name), preset, seeds=1)
         for column in {c.column for c in cells}:
             configs = [json.dumps(c.config().to_dict()) for c in cells if c.column == column]
@@ -68,7 +84,7 @@ def test_rows_differ_from_each_other_within_a_table():
 
 def configs_of(row):
     """Yield the cells and configs of a row, from every table and preset that has this row."""
-    for name, preset in itertools.product(TABLES, table.definitions()["presets"]):
+    for name, preset in COMBINATIONS:
         definition = table.pick("tables", name)
         yield from ((c, c.config()) for c in table.cells_of(definition, preset, seeds=1) if c.row == row)
 

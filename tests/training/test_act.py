@@ -1,9 +1,10 @@
 """Training with halting: a trajectory stays in the batch until it is finished."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from pyro_gram.errors import ConfigError
 from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
 from pyro_gram.system.distributed import SINGLE_PROCESS
@@ -79,11 +80,33 @@ def test_a_batch_is_one_update_from_the_state_of_the_last():
     assert torch.equal(trainer.carry.x, trainer.batches(4)[0])
 
 
-def test_a_model_that_never_halts_is_refused():
-    with pytest.raises(ConfigError, match=r"act needs a model that says which.*'halted'"):
-        dry_run(make_trainer(build_small(), act=True))
-    with pytest.raises(ConfigError, match="no on-policy part"):
-        make_trainer(build_small(model_name="trm"), act=True, on_policy_depth=4)
+def test_trajectories_of_a_model_that_does_not_halt_end_at_different_updates():
+    torch.manual_seed(0)
+    n, max_steps = 4000, 4
+    carry, seen = start(n), []
+    for _ in range(2 * max_steps):
+        carry = carry.advance(replace(terms([False] * n), halted=None), max_steps)
+        assert 0.2 < carry.finished.float().mean() < 0.3
+        seen.append(carry.finished)
+        carry = carry.replace_finished(Model(), None, carry.y)
+    assert torch.stack(seen[:max_steps]).sum(0).eq(1).all()
+    assert torch.equal(torch.stack(seen[:max_steps]), torch.stack(seen[max_steps:]))  # all make max_steps steps later
+
+
+def test_on_policy_updates_follow_every_supervision_steps_th_batch():
+    trainer = make_trainer(
+        build_small(),
+        act=True,
+        batches=8,
+        supervision_steps=2,
+        on_policy_depth=4,
+        on_policy_updates=2,
+        on_policy_after=0.5,
+    )
+    dry_run(trainer)
+    reports = list(train_batches(trainer))
+    assert [report.on_policy is not None for report in reports] == [False] * 4 + [True, False, True, False]
+    assert trainer.optimizer.num_updates == 8 + 2 * 2
 
 
 def test_a_carry_is_rebuilt_from_its_state_dict():
