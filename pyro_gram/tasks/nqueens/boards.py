@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_gram.tasks.base import PuzzleSet
 
+BLANK, NO_ROW = -1, -2  # in place of a column: a row that is to be filled, and a row that takes no queen
 CHAINS = 256  # boards that random_solutions repairs at once
 
 
@@ -112,6 +113,35 @@ def completions(solutions: Tensor, min_queens: int, max_queens: int) -> PuzzleSe
     distinct_keys, counts = key.unique_consecutive(return_counts=True)
     inputs = distinct_keys[:, None] // weights % (n + 1)
     return PuzzleSet.from_counts(inputs, solutions[torch.cat(sources)[order]], counts)
+
+
+def list_completions(queens: Tensor) -> PuzzleSet:
+    """List every completion of boards in which some rows have queens, some take none, and others are to be filled.
+
+    Args:
+        queens: int64 ``[N, n]``: the column of a row's queen, :data:`BLANK` for a row to be filled, or :data:`NO_ROW`.
+            No queen attacks another.
+
+    Returns:
+        inputs ``queens``; solutions int64 ``[C, n]``, in lexicographic order, NO_ROW where no queen is.
+    """
+    count, n = queens.shape
+    line = torch.arange(n)
+    lines_of = torch.stack((line.expand(n, n), line + line[:, None] + n, line - line[:, None] + 4 * n), -1)  # [n, n, 3]
+    is_taken = torch.zeros(count, 5 * n, dtype=torch.bool)  # columns, diagonals and antidiagonals that have a queen
+    board, row = (queens >= 0).nonzero().T
+    is_taken[board[:, None], lines_of[row, queens[board, row]]] = True
+    owner, placed = torch.arange(count), queens.clone()
+    for r in range(n):
+        is_blank = queens[owner, r] == BLANK
+        is_free = ~is_taken[:, lines_of[r]].any(-1)  # [states, n]
+        is_free &= is_blank[:, None]
+        is_free[:, 0] |= ~is_blank  # other rows stay as they are
+        state, column = is_free.nonzero().T
+        owner, placed, is_taken, is_blank = owner[state], placed[state], is_taken[state], is_blank[state]
+        placed[is_blank, r] = column[is_blank]
+        is_taken[is_blank.nonzero(), lines_of[r, column[is_blank]]] = True
+    return PuzzleSet.from_counts(queens, placed, owner.bincount(minlength=count))
 
 
 def random_solutions(rng: np.random.Generator, n: int, count: int) -> Tensor:

@@ -101,27 +101,33 @@ class NQueens(Task):
         if self.config.layout == "cell":
             return (y == QUEEN).unflatten(-1, (self.n, self.n))
         queens = torch.arange(y.shape[-1]) == y[..., None]
-        return queens & squares.squares_on_board(x) if self.has_squares and x is not None else queens
+        if not self.has_squares or x is None:
+            return queens
+        return queens & squares.squares_on_board(x) & squares.is_filled_row(x)[..., None]
 
     def sizes(self, x: Tensor) -> Tensor:
         """Return the number of rows of each input, int64 ``[...]``."""
         return squares.board_sizes(x) if self.has_squares else torch.full(x.shape[:-1], self.n)
 
+    def _count_queens(self, x: Tensor) -> Tensor:
+        """Return the number of queens in an answer to each input, int64 ``[...]``."""
+        return squares.is_filled_row(x).sum(-1) if self.has_squares else self.sizes(x)
+
     # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count pairs of queens on one line, queens of x that y lacks, and queens missing from a total of n."""
+        """Count pairs of queens on one line, queens of x that y lacks, and queens missing from the total."""
         assert x is not None
         queens = self.answer_board(y, x)
         counts = queens.flatten(-2).float() @ board_lines(queens.shape[-1]).T  # [..., lines]
         attacks = (counts * (counts - 1) / 2).sum(-1).long()
         num_removed = (self.board(x) & ~queens).flatten(-2).sum(-1)
-        num_missing = (self.sizes(x) - queens.flatten(-2).sum(-1)).clamp(min=0)
+        num_missing = (self._count_queens(x) - queens.flatten(-2).sum(-1)).clamp(min=0)
         return attacks + num_removed + num_missing
 
     def difficulty(self, x: Tensor) -> Tensor:
         """Count the queens to place, int64 ``[...]``."""
-        return self.sizes(x) - self.board(x).flatten(-2).sum(-1)
+        return self._count_queens(x) - self.board(x).flatten(-2).sum(-1)
 
     # ---- data --------------------------------------------------------------------------------------------------
 
@@ -159,7 +165,11 @@ class NQueens(Task):
         images = self.encode(image_x), self.encode_answer(image_y.long().argmax(-1))
         if not self.has_squares:
             return replace_unless_held_out(self._held_out, x, y, *images)
-        image = images[0].masked_fill(x == squares.PADDING, squares.PADDING)
+        image = (
+            images[0]
+            .masked_fill(~image_y.any(-1), squares.EMPTY_ROW)
+            .masked_fill(x == squares.PADDING, squares.PADDING)
+        )
         x, y = replace_unless_held_out(self._held_out, x, y, image, images[1])
         return x[..., :length], y[..., :length]
 
