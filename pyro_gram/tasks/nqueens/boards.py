@@ -120,7 +120,6 @@ def list_completions(queens: Tensor) -> PuzzleSet:
 
     Args:
         queens: int64 ``[N, n]``: the column of a row's queen, :data:`BLANK` for a row to be filled, or :data:`NO_ROW`.
-            No queen attacks another.
 
     Returns:
         inputs ``queens``; solutions int64 ``[C, n]``, in lexicographic order, NO_ROW where no queen is.
@@ -128,10 +127,11 @@ def list_completions(queens: Tensor) -> PuzzleSet:
     count, n = queens.shape
     line = torch.arange(n)
     lines_of = torch.stack((line.expand(n, n), line + line[:, None] + n, line - line[:, None] + 4 * n), -1)  # [n, n, 3]
-    is_taken = torch.zeros(count, 5 * n, dtype=torch.bool)  # columns, diagonals and antidiagonals that have a queen
     board, row = (queens >= 0).nonzero().T
-    is_taken[board[:, None], lines_of[row, queens[board, row]]] = True
-    owner, placed = torch.arange(count), queens.clone()
+    counts = torch.zeros(count, 5 * n)  # queens in each column, diagonal and antidiagonal
+    counts.index_put_((board[:, None], lines_of[row, queens[board, row]]), torch.ones(()), accumulate=True)
+    owner = (counts <= 1).all(1).nonzero().flatten()
+    placed, is_taken = queens[owner], counts[owner] > 0
     for r in range(n):
         is_blank = queens[owner, r] == BLANK
         is_free = ~is_taken[:, lines_of[r]].any(-1)  # [states, n]

@@ -15,8 +15,8 @@ from pyro_gram.tasks.nqueens.boards import (
     all_solutions,
     completions,
     contain_solutions,
-    one_completion,
     list_completions,
+    one_completion,
     orbit_numbers,
     random_solutions,
 )
