@@ -35,11 +35,12 @@ def partial_boards(rng: np.random.Generator, n: int, count: int, max_queens: int
     parts: list[PuzzleSet] = []
     while sum(map(len, parts)) < count:
         puzzles = list_completions(_random_inputs(rng, n, max_queens))
+        puzzles = puzzles.select(puzzles.num_solutions <= MAX_COMPLETIONS)
         solutions, owner = puzzles.solutions, torch.arange(len(puzzles)).repeat_interleave(puzzles.num_solutions)
         is_allowed = ~show_held_out(solutions, held_out)
         counts = owner[is_allowed].bincount(minlength=len(puzzles))
         puzzles = PuzzleSet.from_counts(puzzles.inputs, solutions[is_allowed], counts)
-        parts.append(puzzles.select((counts > 0) & (counts <= MAX_COMPLETIONS)))
+        parts.append(puzzles.select(counts > 0))
     return PuzzleSet.concatenate(parts).subset(count)
 
 
