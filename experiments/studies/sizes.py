@@ -1,8 +1,8 @@
 """Measure checkpoints on inputs of many sizes, also sizes that training never saw, beside a greedy and an exact solver.
 
-``python experiments/studies/sizes.py CHECKPOINT [CHECKPOINT ...]``: checkpoints of one task (colouring or queens) that
-differ in their seed. Graphs are also coloured by DSATUR (networkx), and graphs and boards solved by python-sat. The
-exact solver is faster on all of them; it returns one answer, and no frequencies.
+``python experiments/studies/sizes.py CHECKPOINT [CHECKPOINT ...]``: checkpoints of one task that differ in their seed.
+Graphs are also coloured by DSATUR (networkx), and graphs and boards of queens solved by python-sat. The exact solver is
+faster on all of them; it returns one answer, and no frequencies.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ HERE = Path(__file__).parent
 NUM_SAMPLES, SEED = 20, 1
 RANDOM_SIZES, TIMED_SIZE = (16, 24, 32), 32
 QUEENS_SIZES = (11, 12, 14, 16)  # boards that training never saw
+TITLES = {"right": "right samples", "vote": "vote", "solved": "solved"}
+# The title of a column, the key of its figure, and the factor and digits with which the figure is shown.
+BASELINES = (
+    ("DSATUR solves", "dsatur_solved", 1, 3),
+    ("DSATUR, ms", "dsatur_seconds", 1000, 1),
+    ("exact, ms", "exact_seconds", 1000, 1),
+)
 PLANTED_VERTICES, PLANTED_DEGREES = 20, {4: 7.0, 5: 10.0}  # mean degree of planted graphs by number of colours
 
 
@@ -53,17 +60,21 @@ class Group:
     colors: int = 0
 
 
+def test_inputs(solver: Solver, count: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield the texts of up to ``count`` inputs of each size in the test split."""
+    inputs = solver.task.split("test").inputs
+    assert inputs is not None
+    sizes = solver.task.spec.sizes_of(inputs)
+    for n in sizes.unique().tolist():
+        yield n, [solver.task.format_input(x) for x in inputs[sizes == n][:count]]
+
+
 # ---- graphs ------------------------------------------------------------------------------------------------------
 
 
 def coloring_groups(solver: Solver, count: int) -> Iterator[Group]:
     """Yield unseen test graphs by size, larger random graphs, planted graphs, and graphs with names."""
-    test = solver.task.split("test")
-    assert test.inputs is not None
-    sizes = solver.task.spec.sizes_of(test.inputs)
-    for n in sizes.unique().tolist():
-        rows = test.inputs[sizes == n][:count]
-        texts = [solver.task.format_input(x) for x in rows]
+    for n, texts in test_inputs(solver, count):
         yield Group(f"random, {n} vertices", [nx.from_graph6_bytes(text.encode()) for text in texts], 3)
     for n in RANDOM_SIZES:
         yield Group(f"random, {n} vertices", random_colorable_graphs(n, count), 3)
@@ -126,17 +137,15 @@ def dsatur(graph: nx.Graph, colors: int) -> bool:
 # ---- boards ------------------------------------------------------------------------------------------------------
 
 
-def queens_groups(solver: Solver, count: int) -> Iterator[Group]:
-    """Yield unseen test boards by size, and boards of sizes that training never saw."""
-    test = solver.task.split("test")
-    assert test.inputs is not None
-    sizes = solver.task.spec.sizes_of(test.inputs)
-    for n in sizes.unique().tolist():
-        yield Group(f"{n} rows", [solver.task.format_input(x) for x in test.inputs[sizes == n][:count]])
+def board_groups(solver: Solver, count: int) -> Iterator[Group]:
+    """Yield unseen test boards by size; of queens, also boards of sizes that training never saw."""
+    for n, texts in test_inputs(solver, count):
+        yield Group(f"{n} rows", texts)
     task: Any = solver.task
-    for n in QUEENS_SIZES:
-        boards = task.fresh_boards(n, count, SEED)
-        yield Group(f"{n} rows, never trained", [task.format_input(x) for x in boards.inputs])
+    if task.registered_name == "nqueens":
+        for n in QUEENS_SIZES:
+            boards = task.fresh_boards(n, count, SEED)
+            yield Group(f"{n} rows, never trained", [task.format_input(x) for x in boards.inputs])
 
 
 def exact_queens(text: str) -> bool:
@@ -157,6 +166,7 @@ def measure_group(solver: Solver, group: Group) -> dict[str, Any]:
     row: dict[str, Any] = {
         "inputs": len(group.inputs),
         "right": mean(sum(a.count for a in one.solutions if a.valid) / NUM_SAMPLES for one in answers),
+        "vote": mean(bool(one.solutions[0].valid) for one in answers),
         "solved": mean(bool(one.distinct_valid) for one in answers),
         "seconds_per_input": (time.perf_counter() - start) / len(answers),
     }
@@ -164,7 +174,7 @@ def measure_group(solver: Solver, group: Group) -> dict[str, Any]:
     if group.colors:
         row |= _time_baseline("dsatur", group.inputs, lambda graph: dsatur(graph, group.colors))
         row |= _time_baseline("exact", group.inputs, lambda graph: exact_coloring(graph, group.colors))
-    else:
+    elif solver.task.registered_name == "nqueens":
         row |= _time_baseline("exact", group.inputs, exact_queens)
     return row
 
@@ -200,12 +210,12 @@ def time_single_inputs(solver: Solver, group: Group, repeats: int = 5) -> float:
 def measure_checkpoint(path: Path, count: int) -> dict[str, Any]:
     """Measure one checkpoint on all groups of its task."""
     solver = pyro_gram.load(path)
-    makers = {"coloring": coloring_groups, "nqueens": queens_groups}
     name = solver.config.names["task"]
-    if name not in makers:
-        raise UserError(f"{path} is of the task {name}: this study is of {' and '.join(makers)}")
+    if solver.task.spec.padding is None:
+        raise UserError(f"{path} solves inputs of one size: this study is of checkpoints of many sizes")
+    groups = coloring_groups if name == "coloring" else board_groups
     study: dict[str, Any] = {"task": name, "seed": solver.config.seed, "depth": solver.config.depth, "groups": {}}
-    for group in makers[name](solver, count):
+    for group in groups(solver, count):
         study["groups"][group.name] = row = measure_group(solver, group)
         print(f"{group.name}: {row['right']:.3f} right, {row['solved']:.3f} solved", file=sys.stderr, flush=True)
         if group.name == f"random, {TIMED_SIZE} vertices":
@@ -216,29 +226,17 @@ def measure_checkpoint(path: Path, count: int) -> dict[str, Any]:
 def markdown(study: dict[str, Any]) -> str:
     """Return the table of a task: means over checkpoints, with standard deviations."""
     runs = list(study["checkpoints"].values())
-    lines = [
-        "| inputs | number | right samples | solved | coverage (limit) | DSATUR solves | DSATUR, ms | exact, ms |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    baselines = [column for column in BASELINES if column[1] in next(iter(runs[0]["groups"].values()))]
+    columns = ["inputs", "number", *TITLES.values(), "coverage (limit)", *(title for title, *_ in baselines)]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, row in runs[0]["groups"].items():
         rows = [run["groups"][name] for run in runs]
         coverage = ""
         if "coverage" in row:
             coverage = f"{mean_and_sd([r['coverage'] for r in rows])} ({row['coverage_limit']:.3f})"
-        greedy = (
-            [f"{row['dsatur_solved']:.3f}", f"{1000 * row['dsatur_seconds']:.1f}"]
-            if "dsatur_solved" in row
-            else ["", ""]
-        )
-        cells = [
-            name,
-            str(row["inputs"]),
-            mean_and_sd([r["right"] for r in rows]),
-            mean_and_sd([r["solved"] for r in rows]),
-            coverage,
-            *greedy,
-            f"{1000 * row['exact_seconds']:.1f}",
-        ]
+        shares = [mean_and_sd([r[key] for r in rows]) for key in TITLES]
+        cells = [name, str(row["inputs"]), *shares, coverage]
+        cells += [f"{factor * row[key]:.{digits}f}" for _, key, factor, digits in baselines]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
