@@ -1,11 +1,13 @@
 """Draw the figure of the idea, ``_static/idea.png``: an input, trajectories through the latent space, several answers.
 
-``python docs/idea.py`` runs a committed checkpoint on the first test graph with four solutions, and plots the result.
+``python docs/idea.py`` runs the checkpoint ``coloring`` on a test graph with four solutions, and plots the result.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import networkx as nx
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
@@ -19,14 +21,30 @@ import pyro_gram  # noqa: E402
 from pyro_gram.networks.core import LatentState  # noqa: E402
 
 OUT = Path(__file__).parent / "_static" / "idea.png"
-SOLUTIONS, TRAJECTORIES, DEPTH, SEED = 4, 60, 8, 2
+VERTICES, SOLUTIONS, TRAJECTORIES, DEPTH, SEED = 8, 4, 60, 8, 2
 # Colours of the answers, the most frequent first. No vertex has these colours.
 COLOURS = ("#5B3A9B", "#C2255C", "#8C564B", "#444444")
 GREY = "#AAAAAA"  # for wrong answers
 
 
+def pick_graph(task: Any) -> nx.Graph:
+    """Return the first test graph with VERTICES vertices, SOLUTIONS colourings and a triangle, whose colours are given.
+
+    The colours of a triangle name all three colours, so that each colouring counts once.
+    """
+    test = task.split("test")
+    is_candidate = (test.num_solutions == SOLUTIONS) & (task.spec.sizes_of(test.inputs) == VERTICES)
+    for x in test.inputs[is_candidate]:
+        graph = nx.from_graph6_bytes(task.format_input(x).encode())
+        triangle = next((clique for clique in nx.enumerate_all_cliques(graph) if len(clique) == 3), None)
+        if triangle:
+            nx.set_node_attributes(graph, dict(zip(triangle, range(3), strict=True)), "color")
+            return graph
+    raise LookupError("no test graph has a triangle and this number of colourings")
+
+
 def run_trajectories(model: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the model step by step. Return the last answers ``[N, L_out]`` and h after each step ``[S, N, L * D]``."""
+    """Run S steps. Return the last answers ``[N, L_out]``, and h after all but the first, ``[S - 1, N, L * D]``."""
     x, state, path = x.expand(TRAJECTORIES, *x.shape[1:]), None, []
     torch.manual_seed(SEED)
     with torch.no_grad():
@@ -35,7 +53,7 @@ def run_trajectories(model: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor]
             state = LatentState(nodes["h"]["value"], nodes["l"]["value"])
             path.append(state.h.flatten(1))
         answers = nodes["y"]["fn"].mode
-    return answers, torch.stack(path)
+    return answers, torch.stack(path[1:])  # the first step would need a larger picture
 
 
 def project(path: Tensor) -> Tensor:
@@ -46,9 +64,9 @@ def project(path: Tensor) -> Tensor:
 
 
 def main() -> None:
-    solver = pyro_gram.load(ROOT / "checkpoints" / "coloring8.safetensors")
-    task, test = solver.task, solver.task.split("test")
-    x = test.inputs[int((test.num_solutions == SOLUTIONS).nonzero()[0])][None]
+    solver = pyro_gram.load("coloring")
+    task: Any = solver.task
+    x = task.parse_graph(pick_graph(task))[None]
     answers, path = run_trajectories(solver.model, x)
     answers = task.canonical_form(x, answers[:, None])[:, 0]
     points = project(path)
