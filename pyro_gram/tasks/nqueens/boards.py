@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_gram.tasks.base import PuzzleSet
 
-BLANK, NO_ROW = -1, -2  # in place of a column: a row that is to be filled, and a row that takes no queen
+BLANK = -1  # in place of a column: a row without queen
 CHAINS = 256  # boards that random_solutions repairs at once
 
 
@@ -116,32 +116,31 @@ def completions(solutions: Tensor, min_queens: int, max_queens: int) -> PuzzleSe
 
 
 def list_completions(queens: Tensor) -> PuzzleSet:
-    """List every completion of boards in which some rows have queens, some take none, and others are to be filled.
+    """List every completion of boards with some queens.
 
     Args:
-        queens: int64 ``[N, n]``: the column of a row's queen, :data:`BLANK` for a row to be filled, or :data:`NO_ROW`.
+        queens: the column of each row's queen, or :data:`BLANK`, int64 ``[N, n]``.
 
     Returns:
-        inputs ``queens``; solutions int64 ``[C, n]``, in lexicographic order, NO_ROW where no queen is.
+        inputs ``queens``; solutions int64 ``[C, n]``, in lexicographic order.
     """
-    count, n = queens.shape
+    n = queens.shape[1]
     line = torch.arange(n)
     lines_of = torch.stack((line.expand(n, n), line + line[:, None] + n, line - line[:, None] + 4 * n), -1)  # [n, n, 3]
     board, row = (queens >= 0).nonzero().T
-    counts = torch.zeros(count, 5 * n)  # queens in each column, diagonal and antidiagonal
+    counts = torch.zeros(len(queens), 5 * n)  # queens in each column, diagonal and antidiagonal
     counts.index_put_((board[:, None], lines_of[row, queens[board, row]]), torch.ones(()), accumulate=True)
     owner = (counts <= 1).all(1).nonzero().flatten()
     placed, is_taken = queens[owner], counts[owner] > 0
     for r in range(n):
-        is_blank = queens[owner, r] == BLANK
-        is_free = ~is_taken[:, lines_of[r]].any(-1)  # [states, n]
-        is_free &= is_blank[:, None]
-        is_free[:, 0] |= ~is_blank  # other rows stay as they are
+        is_blank = placed[:, r] == BLANK
+        is_free = ~is_taken[:, lines_of[r]].any(-1) & is_blank[:, None]  # [states, n]
+        is_free[:, 0] |= ~is_blank  # a row with a queen stays as it is
         state, column = is_free.nonzero().T
         owner, placed, is_taken, is_blank = owner[state], placed[state], is_taken[state], is_blank[state]
         placed[is_blank, r] = column[is_blank]
         is_taken[is_blank.nonzero(), lines_of[r, column[is_blank]]] = True
-    return PuzzleSet.from_counts(queens, placed, owner.bincount(minlength=count))
+    return PuzzleSet.from_counts(queens, placed, owner.bincount(minlength=len(queens)))
 
 
 def random_solutions(rng: np.random.Generator, n: int, count: int) -> Tensor:

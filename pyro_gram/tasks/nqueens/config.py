@@ -34,8 +34,6 @@ class NQueensConfig:
             only boards of size n.
         train_per_size: number of training inputs of each size, if there are several sizes. More inputs are thinned
             at random, and fewer are repeated.
-        partial_boards: number of further training inputs of each size, on which one to three rows take no queen. They
-            have far more answers than full boards, so that a network learns the rules in place of the solutions.
     """
 
     size: int = 8
@@ -48,12 +46,10 @@ class NQueensConfig:
     data_seed: int = 0
     min_size: int = 0
     train_per_size: int = TRAIN_PER_SIZE
-    partial_boards: int = 0
 
     def __post_init__(self) -> None:
         check_range(self, size=(MIN_SIZE, 64), min_queens=AT_LEAST_0, validation=AT_LEAST_1)
         check_range(self, solutions=(100, 1_000_000), train_per_size=(1, 1_000_000))
-        check_range(self, partial_boards=(0, 1_000_000))
         check_range(self, max_queens=(self.min_queens, self.size))
         check_choice("layout", self.layout, ("row", "cell", "square"))
         check_choice("split_by", self.split_by, ("input", "orbit"))
@@ -82,11 +78,6 @@ class NQueensConfig:
             raise ConfigError(
                 f"train_per_size = {self.train_per_size} balances boards of several sizes, and there is one size: set "
                 "min_size below size, or leave train_per_size out"
-            )
-        if len(self.sizes) == 1 and self.partial_boards:
-            raise ConfigError(
-                f"partial_boards = {self.partial_boards} needs boards of several sizes: set min_size below size, or "
-                "partial_boards = 0"
             )
 
     @property

@@ -11,7 +11,6 @@ from torch import Tensor
 from pyro_gram.errors import ConfigError
 from pyro_gram.tasks.base import SPLITS, PuzzleSet
 from pyro_gram.tasks.nqueens.boards import (
-    NO_ROW,
     all_solutions,
     completions,
     contain_solutions,
@@ -21,8 +20,7 @@ from pyro_gram.tasks.nqueens.boards import (
     random_solutions,
 )
 from pyro_gram.tasks.nqueens.config import MAX_ENUMERATED_SIZE, NQueensConfig
-from pyro_gram.tasks.nqueens.partial import partial_boards
-from pyro_gram.tasks.nqueens.squares import EMPTY_ROW, pad_answers, pad_inputs
+from pyro_gram.tasks.nqueens.squares import pad_answers, pad_inputs
 
 TRAIN_SHARE = 0.85
 TEST_ORBIT_SHARE = 0.15  # share of the orbits in the test split; validation has half as many
@@ -121,34 +119,19 @@ def _split_sizes(config: NQueensConfig) -> Splits:
     Each size is divided as if it were the only one, so that its test inputs are those of a task with this one size.
     """
     split = _split_sizes_by_input if config.split_by == "input" else _split_sizes_by_orbit
-    splits_by_size, held_out = split(config)
+    splits_by_size = split(config)
     rng = np.random.default_rng((config.data_seed, config.size, config.min_size))
     result = {}
     for name in SPLITS:
         parts = [splits[name] for splits in splits_by_size]
         if name == "train":
             parts = [_resize(part, config.train_per_size, rng) for part in parts]
-            if config.partial_boards:
-                parts += [_draw_partial_boards(config, size, held_out, rng) for size in config.sizes]
         mixed = PuzzleSet.concatenate([_pad(part, config.size) for part in parts])
         result[name] = mixed.select(torch.from_numpy(rng.permutation(len(mixed))))
     return result
 
 
-def _draw_partial_boards(
-    config: NQueensConfig, size: int, held_out: list[Tensor], rng: np.random.Generator
-) -> PuzzleSet:
-    """Draw training inputs of a size on which some rows take no queen, and which show no held-out solution."""
-    not_larger = [solutions for solutions in held_out if solutions.shape[1] <= size]
-    puzzles = partial_boards(rng, size, config.partial_boards, config.max_queens, not_larger)
-    queens = puzzles.inputs
-    assert queens is not None
-    inputs = torch.where(queens == NO_ROW, EMPTY_ROW, queens + 1)
-    return replace(puzzles, inputs=inputs, solutions=puzzles.solutions.clamp(min=0))
-
-
-def _split_sizes_by_input(config: NQueensConfig) -> tuple[list[Splits], list[Tensor]]:
-    """Divide the inputs of each size. Return the splits of each size, and that no solution is held out."""
+def _split_sizes_by_input(config: NQueensConfig) -> list[Splits]:
     parts = []
     for size in config.sizes:
         rng = np.random.default_rng(config.data_seed)
@@ -159,12 +142,11 @@ def _split_sizes_by_input(config: NQueensConfig) -> tuple[list[Splits], list[Ten
             f"validation = {config.validation} is more than half of the {2 * sum(limits)} training inputs: lower it"
         )
     shares = even_shares(config.validation, limits)
-    return [split_by_input(*part, validation) for part, validation in zip(parts, shares, strict=True)], []
+    return [split_by_input(*part, validation) for part, validation in zip(parts, shares, strict=True)]
 
 
-def _split_sizes_by_orbit(config: NQueensConfig) -> tuple[list[Splits], list[Tensor]]:
-    """Divide the orbits of each size. A size with too few orbits is for training only. Return the splits of each size,
-    and the solutions that are held out, of each size with such solutions.
+def _split_sizes_by_orbit(config: NQueensConfig) -> list[Splits]:
+    """Divide the orbits of each size. A size with too few orbits is for training only.
 
     A training solution must not show a solution that is held out: if a smaller board inside it is one, the training
     solution belongs to no split.
@@ -186,11 +168,10 @@ def _split_sizes_by_orbit(config: NQueensConfig) -> tuple[list[Splits], list[Ten
     if not held_out:
         raise ConfigError(_too_few_orbits(config.size, "size"))
     shares = even_shares(config.validation, [len(splits["validation"]) for splits in splits_by_size])
-    splits_by_size = [
+    return [
         splits | {"validation": splits["validation"].subset(share)}
         for splits, share in zip(splits_by_size, shares, strict=True)
     ]
-    return splits_by_size, held_out
 
 
 def even_shares(total: int, limits: list[int]) -> list[int]:

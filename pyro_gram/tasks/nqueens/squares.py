@@ -1,8 +1,8 @@
 """The layout ``square`` of N-Queens: boards of 4 to 20 rows, which are padded to the size of the largest one.
 
-An input has one token for each row: 0 (no queen), 1 + the column of the queen, :data:`EMPTY_ROW` or :data:`PADDING`.
-The positions of a network are the squares (row, column), row by row. A square sees the squares of its row, its column
-and its two diagonals, so that a network knows the rules of the game, and not the size of the board.
+An input has one token for each row: 0 (no queen), 1 + the column of the queen, or :data:`PADDING`. The positions of a
+network are the squares (row, column), row by row. A square sees the squares of its row, its column and its two
+diagonals, so that a network knows the rules of the game, and not the size of the board.
 """
 
 from __future__ import annotations
@@ -18,20 +18,14 @@ from pyro_gram.tasks.nqueens.boards import board_symmetries
 
 MAX_SIZE = 20
 PADDING = MAX_SIZE + 1  # whatever the largest board of the splits is, so that a network solves boards of 20 rows
-EMPTY_ROW = MAX_SIZE + 2  # a row that takes no queen
-VOCABULARY = MAX_SIZE + 3
+VOCABULARY = MAX_SIZE + 2
 RELATIONS = 4  # one row, one column, one diagonal, one antidiagonal
-FREE, QUEEN, NO_QUEEN = 0, 1, 2  # tokens of a square: its row is blank; its row has a queen here; else
+FREE, QUEEN, NO_QUEEN = 0, 1, 2  # tokens of a square: its row is blank; its row has a queen here, or elsewhere
 
 
 def board_sizes(x: Tensor) -> Tensor:
     """Return the number of rows of each input, int64 ``[...]``, for ``x [..., n]``."""
     return (x != PADDING).sum(-1)
-
-
-def is_filled_row(x: Tensor) -> Tensor:
-    """Return which rows have a queen in every answer, bool like ``x``: all but padding and rows that stay empty."""
-    return (x != PADDING) & (x != EMPTY_ROW)
 
 
 def pad_inputs(x: Tensor, length: int) -> Tensor:
@@ -54,16 +48,16 @@ def square_structure(x: Tensor) -> Structure:
     """Return the structure of inputs ``x [..., n]`` of 4 to 20 rows; its positions are the n * n squares.
 
     A row with a queen may only take the column of this queen. Columns that queens of other rows attack stay open:
-    to exclude them is what a network learns. The answer of a row without queen is 0, as at padding.
+    to exclude them is what a network learns.
     """
     n = x.shape[-1]
     column = torch.arange(n, device=x.device)
     on_board = squares_on_board(x)
-    is_filled = is_filled_row(x)[..., None]
-    is_free = (x == 0)[..., None]
+    is_row = on_board.diagonal(dim1=-2, dim2=-1)
+    has_queen = (is_row & (x > 0))[..., None]
     is_queen = column == (x - 1)[..., None]
-    tokens = torch.where(is_free, FREE, torch.where(is_queen, QUEEN, NO_QUEEN))
-    values = torch.where(is_filled, on_board & (is_queen | is_free), column == 0)
+    tokens = torch.where(has_queen, torch.where(is_queen, QUEEN, NO_QUEEN), FREE)
+    values = torch.where(is_row[..., None], on_board & (is_queen | ~has_queen), column == 0)
     tokens = torch.where(on_board, tokens, PADDING).flatten(-2)
     return Structure(tokens, *_visible_squares(x, on_board.flatten(-2)), values)
 

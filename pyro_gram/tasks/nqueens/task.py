@@ -29,11 +29,11 @@ from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.held_out import InputSet, held_out_inputs, replace_unless_held_out
 from pyro_gram.tasks.nqueens import squares
-from pyro_gram.tasks.nqueens.boards import BLANK, NO_ROW, board_lines, board_symmetries, list_completions
+from pyro_gram.tasks.nqueens.boards import BLANK, board_lines, board_symmetries, list_completions
 from pyro_gram.tasks.nqueens.config import MAX_ENUMERATED_SIZE, NQueensConfig
 from pyro_gram.tasks.nqueens.exact import has_completion
 from pyro_gram.tasks.nqueens.splits import draw_inputs, make_splits
-from pyro_gram.tasks.nqueens.text import MIN_SIZE, NO_QUEEN, parse_queens, split_queens
+from pyro_gram.tasks.nqueens.text import MIN_SIZE, parse_queens, split_queens
 from pyro_gram.tasks.terminal import WIDTH, mark_mistake, nearest_colour, painter
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 EMPTY, QUEEN = 1, 2  # tokens of the cell layout; 0 is the paper's padding
 INPUT_COLOR, ADDED_COLOR, MISTAKE_COLOR = "#222222", "#0072B2", "#C00000"
-CLOSED_SHADE = 2.0  # of rows that take no queen; other squares are 0 and 1
 SQUARE_COLORS = ("#EEEEEE", "#D0D0D0")  # in a terminal
 
 
@@ -102,35 +101,27 @@ class NQueens(Task):
         if self.config.layout == "cell":
             return (y == QUEEN).unflatten(-1, (self.n, self.n))
         queens = torch.arange(y.shape[-1]) == y[..., None]
-        if not self.has_squares or x is None:
-            return queens
-        return queens & squares.squares_on_board(x) & self._is_filled(x)[..., None]
+        return queens & squares.squares_on_board(x) if self.has_squares and x is not None else queens
 
     def sizes(self, x: Tensor) -> Tensor:
         """Return the number of rows of each input, int64 ``[...]``."""
         return squares.board_sizes(x) if self.has_squares else torch.full(x.shape[:-1], self.n)
 
-    def _is_filled(self, x: Tensor) -> Tensor:
-        """Return which rows have a queen in every answer, bool ``[..., n]``."""
-        if self.has_squares:
-            return squares.is_filled_row(x)
-        return torch.ones(*x.shape[:-1], self.n, dtype=torch.bool)
-
     # ---- right answers -----------------------------------------------------------------------------------------
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:
-        """Count pairs of queens on one line, queens of x that y lacks, and queens missing from the total."""
+        """Count pairs of queens on one line, queens of x that y lacks, and queens missing from a total of n."""
         assert x is not None
         queens = self.answer_board(y, x)
         counts = queens.flatten(-2).float() @ board_lines(queens.shape[-1]).T  # [..., lines]
         attacks = (counts * (counts - 1) / 2).sum(-1).long()
         num_removed = (self.board(x) & ~queens).flatten(-2).sum(-1)
-        num_missing = (self._is_filled(x).sum(-1) - queens.flatten(-2).sum(-1)).clamp(min=0)
+        num_missing = (self.sizes(x) - queens.flatten(-2).sum(-1)).clamp(min=0)
         return attacks + num_removed + num_missing
 
     def difficulty(self, x: Tensor) -> Tensor:
         """Count the queens to place, int64 ``[...]``."""
-        return self._is_filled(x).sum(-1) - self.board(x).flatten(-2).sum(-1)
+        return self.sizes(x) - self.board(x).flatten(-2).sum(-1)
 
     # ---- data --------------------------------------------------------------------------------------------------
 
@@ -168,11 +159,7 @@ class NQueens(Task):
         images = self.encode(image_x), self.encode_answer(image_y.long().argmax(-1))
         if not self.has_squares:
             return replace_unless_held_out(self._held_out, x, y, *images)
-        image = (
-            images[0]
-            .masked_fill(~image_y.any(-1), squares.EMPTY_ROW)
-            .masked_fill(x == squares.PADDING, squares.PADDING)
-        )
+        image = images[0].masked_fill(x == squares.PADDING, squares.PADDING)
         x, y = replace_unless_held_out(self._held_out, x, y, image, images[1])
         return x[..., :length], y[..., :length]
 
@@ -211,7 +198,7 @@ class NQueens(Task):
         n = len(rows)
         board = torch.zeros(n, n, dtype=torch.bool)
         for row, columns in enumerate(rows):
-            board[row, columns or []] = True
+            board[row, columns] = True
         queens = board.nonzero().tolist()
         for (r1, c1), (r2, c2) in itertools.combinations(queens, 2):
             if r1 == r2 or c1 == c2 or abs(r1 - r2) == abs(c1 - c2):
@@ -219,10 +206,6 @@ class NQueens(Task):
                     f"the queens at row {r1 + 1}, column {c1 + 1} and row {r2 + 1}, column {c2 + 1} attack each other"
                 )
         x = self.encode(board)
-        empty_rows = [row for row, columns in enumerate(rows) if columns is None]
-        if empty_rows and not self.has_squares:
-            raise InputError(f"row {empty_rows[0] + 1} takes no queen; only a checkpoint of many sizes has such rows")
-        x[empty_rows] = squares.EMPTY_ROW
         self._check_completable(x)
         return squares.pad_inputs(x, max(n, self.n)) if self.has_squares else x
 
@@ -230,7 +213,7 @@ class NQueens(Task):
         """Raise InputError if an input is proved to have no answer. Large boards of layout ``row`` are not checked."""
         if self.count_solutions(x) == 0:
             raise InputError("these queens cannot be completed (checked against every solution): no answer exists")
-        if self.has_squares and len(x) > MAX_ENUMERATED_SIZE and has_completion(self._queens(x).tolist()) is False:
+        if self.has_squares and len(x) > MAX_ENUMERATED_SIZE and has_completion((x - 1).tolist()) is False:
             raise InputError("these queens cannot be completed (proved by a SAT solver): no answer exists")
 
     @property
@@ -255,13 +238,9 @@ class NQueens(Task):
         n = int(self.sizes(x))
         if n > MAX_ENUMERATED_SIZE:
             return None
-        return len(list_completions(self._queens(x)[None]).solutions)
-
-    def _queens(self, x: Tensor) -> Tensor:
-        """Return the column of each row's queen, BLANK or NO_ROW: int64 ``[m]`` for one input."""
         board = self._one_board(self.board(x), x)
         columns = torch.where(board.any(1), board.long().argmax(1), BLANK)
-        return columns.masked_fill(x[: len(board)] == squares.EMPTY_ROW, NO_ROW) if self.has_squares else columns
+        return len(list_completions(columns[None]).solutions)
 
     def _one_board(self, board: Tensor, x: Tensor) -> Tensor:
         """Remove the padding of a board of one input: bool ``[n, n]`` -> ``[m, m]``."""
@@ -270,24 +249,18 @@ class NQueens(Task):
 
     def format_input(self, x: Tensor | None) -> str:
         assert x is not None
-        return self._text(self._one_board(self.board(x), x), x)
+        return _text(self._one_board(self.board(x), x))
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
         """Return the board in the form of the input."""
-        return self._text(self.answer_board(y) if x is None else self._one_board(self.answer_board(y, x), x), x)
-
-    def _text(self, board: Tensor, x: Tensor | None) -> str:
-        is_filled = [True] * len(board) if x is None else self._is_filled(x).tolist()
-        rows = ["".join("Q" if queen else "." for queen in row) for row in board.tolist()]
-        return "/".join(row if is_filled[r] else NO_QUEEN * len(row) for r, row in enumerate(rows))
+        return _text(self.answer_board(y) if x is None else self._one_board(self.answer_board(y, x), x))
 
     def plot(self, axes: Axes, x: Tensor | None, y: Tensor | None = None) -> None:
         assert x is not None
         input_queens, queens = self._boards(x, y)
         n = len(queens)
-        checks = ((torch.arange(n)[:, None] + torch.arange(n)) % 2).float()
-        checks[~self._is_filled(x)[:n]] = CLOSED_SHADE
-        axes.imshow(checks.numpy(), cmap="Greys", vmin=-0.3, vmax=4, extent=(0, n, n, 0))
+        checks = ((torch.arange(n)[:, None] + torch.arange(n)) % 2).numpy()
+        axes.imshow(checks, cmap="Greys", vmin=-0.3, vmax=4, extent=(0, n, n, 0))
         conflicts = _conflict_squares(queens)
         for r, c in (queens | input_queens).nonzero().tolist():
             if not queens[r, c]:
@@ -312,7 +285,6 @@ class NQueens(Task):
         input_queens, queens = self._boards(x, y)
         n = len(queens)
         mistakes = (_conflict_squares(queens) & queens) | (input_queens & ~queens)
-        is_filled = self._is_filled(x).tolist()
         remark = "  " + mark_mistake("no queen", paint)
         gap = " " if 2 * n + len("  no queen!") <= WIDTH else ""
         lines = []
@@ -321,13 +293,12 @@ class NQueens(Task):
             for c in range(n):
                 square = SQUARE_COLORS[(r + c) % 2]
                 letter = ("Q" if input_queens[r, c] else "q") if queens[r, c] else "x" if input_queens[r, c] else "."
-                letter = letter if is_filled[r] else NO_QUEEN
                 if mistakes[r, c]:
                     line += mark_mistake(letter if gap else "", paint)
                 else:
                     ink = INPUT_COLOR if letter == "Q" else ADDED_COLOR if letter == "q" else "#A0A0A0"
                     line += paint(letter + gap, nearest_colour(ink), nearest_colour(square), bold=letter == "Q")
-            if y is not None and not queens[r].any() and is_filled[r]:
+            if y is not None and not queens[r].any():
                 line += remark
             lines.append(line)
         return "\n".join(lines)
@@ -342,3 +313,7 @@ def _conflict_squares(queens: Tensor) -> Tensor:
     """Mark the squares of all lines with two queens or more: bool ``[n, n]``, like ``queens``."""
     lines = board_lines(len(queens)).view(-1, *queens.shape) > 0
     return lines[(lines & queens).flatten(1).sum(1) > 1].any(0)
+
+
+def _text(board: Tensor) -> str:
+    return "/".join("".join("Q" if queen else "." for queen in row) for row in board.tolist())

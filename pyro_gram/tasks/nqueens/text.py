@@ -13,7 +13,6 @@ from pyro_gram.tasks.board_text import cells_of, lines_of_board, split_boards
 
 QUEENS = "Qq1\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
 BLANKS = "._-*0\N{MIDDLE DOT}"
-NO_QUEEN = "X"  # every square of a row that takes no queen
 FORM = "Q for a queen and . for an empty square"
 KEYS = ("board", "queens", "columns", "puzzle")  # names under which a JSON object may hold a board
 FEN_WORDS = (4, 6)  # a line of FEN has 4 words (board, player, castling, en passant) or 6 (also two counters)
@@ -21,7 +20,7 @@ COLUMN_BLANKS = {".", "_", "-", "?", "*", "None", "null", "x", "X"}
 MIN_SIZE = 4
 
 CheckSize = Callable[[int], None]  # raises InputError if the task's boards have another number of rows
-Columns = list[list[int] | None]  # for each row the columns of its queens, counted from 0; None: it takes no queen
+Columns = list[list[int]]  # for each row the columns of its queens, counted from 0
 
 
 def split_queens(text: str, sizes: Container[int]) -> list[PuzzleText]:
@@ -36,7 +35,7 @@ def row_length(line: str, sizes: Container[int]) -> int:
 
 
 def _is_square(cell: str) -> bool:
-    return len(cell) == 1 and cell in QUEENS + BLANKS + NO_QUEEN
+    return len(cell) == 1 and cell in QUEENS + BLANKS
 
 
 def parse_queens(text: str, sizes: Container[int], check_size: CheckSize) -> Columns:
@@ -72,8 +71,8 @@ def _remove_fen_fields(line: str) -> str:
     return words[0] if len(words) in FEN_WORDS and words[1] in ("w", "b") else line
 
 
-def _parse_row(number: int, line: str, n: int) -> list[int] | None:
-    """Return the columns of the queens of a row, from 0; None if it takes no queen. Raises InputError."""
+def _parse_row(number: int, line: str, n: int) -> list[int]:
+    """Return the columns of the queens of a row, from 0. Raises InputError."""
     cells = cells_of(line, n.__eq__)
     if cells is not None and len(cells) != n:
         cells = _expand_fen_row(cells, n)
@@ -84,13 +83,6 @@ def _parse_row(number: int, line: str, n: int) -> list[int] | None:
         raise InputError(f"row {number} of the board holds {unknown_cell[:20]!r}: use {FORM}")
     if len(cells) != n:
         raise InputError(f"row {number} of the board has {len(cells)} squares, not {n}: {line[:40]!r}")
-    if NO_QUEEN in cells:
-        if set(cells) != {NO_QUEEN}:
-            raise InputError(
-                f"row {number} of the board marks only some squares with {NO_QUEEN}: mark all of them if the row takes "
-                "no queen"
-            )
-        return None
     return [column for column, cell in enumerate(cells) if cell in QUEENS]
 
 
