@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -139,10 +140,12 @@ def dsatur(graph: nx.Graph, colors: int) -> bool:
 
 def board_groups(solver: Solver, count: int) -> Iterator[Group]:
     """Yield unseen test boards by size; of queens, also boards of sizes that training never saw."""
-    for n, texts in test_inputs(solver, count):
-        yield Group(f"{n} rows", texts)
     task: Any = solver.task
-    if task.registered_name == "nqueens":
+    is_queens = task.registered_name == "nqueens"
+    for length, texts in test_inputs(solver, count):
+        rows = length if is_queens else isqrt(length)  # an input has a token for each row, or for each cell
+        yield Group(f"{rows} rows", texts)
+    if is_queens:
         for n in QUEENS_SIZES:
             boards = task.fresh_boards(n, count, SEED)
             yield Group(f"{n} rows, never trained", [task.format_input(x) for x in boards.inputs])
@@ -207,12 +210,11 @@ def time_single_inputs(solver: Solver, group: Group, repeats: int = 5) -> float:
     return median(seconds[1:])
 
 
-def measure_checkpoint(path: Path, count: int) -> dict[str, Any]:
+def measure_checkpoint(solver: Solver, count: int) -> dict[str, Any]:
     """Measure one checkpoint on all groups of its task."""
-    solver = pyro_gram.load(path)
     name = solver.config.names["task"]
     if solver.task.spec.padding is None:
-        raise UserError(f"{path} solves inputs of one size: this study is of checkpoints of many sizes")
+        raise UserError(f"this checkpoint of {name} solves inputs of one size: the study is of those of many sizes")
     groups = coloring_groups if name == "coloring" else board_groups
     study: dict[str, Any] = {"task": name, "seed": solver.config.seed, "depth": solver.config.depth, "groups": {}}
     for group in groups(solver, count):
@@ -251,10 +253,13 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
     if arguments.out is not None:
         check_writable(arguments.out)
-    studies = {path.stem: measure_checkpoint(path, arguments.inputs) for path in arguments.checkpoints}
-    tasks = {study["task"] for study in studies.values()}
+    solvers = [pyro_gram.load(path) for path in arguments.checkpoints]
+    tasks = {solver.config.names["task"] for solver in solvers}
     if len(tasks) > 1:
         raise UserError(f"checkpoints of several tasks ({', '.join(sorted(tasks))}): give those of one task")
+    if len({solver.config.seed for solver in solvers}) < len(solvers):
+        raise UserError("two of the checkpoints have the same seed: give those of one preset")
+    studies = {f"seed{solver.config.seed}": measure_checkpoint(solver, arguments.inputs) for solver in solvers}
     out = arguments.out or HERE / f"sizes_{tasks.pop()}.json"
     results = {"checkpoints": studies, "inputs": arguments.inputs, "environment": environment()}
     write_json(out, results)
