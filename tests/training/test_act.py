@@ -83,14 +83,14 @@ def test_a_batch_is_one_update_from_the_state_of_the_last():
 def test_trajectories_of_a_model_that_does_not_halt_end_at_different_updates():
     torch.manual_seed(0)
     n, max_steps = 4000, 4
-    carry, seen = start(n), []
+    carry, finished = start(n), []
     for _ in range(2 * max_steps):
         carry = carry.advance(replace(terms([False] * n), halted=None), max_steps)
         assert 0.2 < carry.finished.float().mean() < 0.3
-        seen.append(carry.finished)
+        finished.append(carry.finished)
         carry = carry.replace_finished(Model(), None, carry.y)
-    assert torch.stack(seen[:max_steps]).sum(0).eq(1).all()
-    assert torch.equal(torch.stack(seen[:max_steps]), torch.stack(seen[max_steps:]))  # all make max_steps steps later
+    assert torch.stack(finished[:max_steps]).sum(0).eq(1).all()
+    assert torch.equal(torch.stack(finished[:max_steps]), torch.stack(finished[max_steps:]))  # all make max_steps steps later
 
 
 def test_on_policy_updates_follow_every_supervision_steps_th_batch():
