@@ -90,7 +90,7 @@ def test_trajectories_of_a_model_that_does_not_halt_end_at_different_updates():
         finished.append(carry.finished)
         carry = carry.replace_finished(Model(), None, carry.y)
     assert torch.stack(finished[:max_steps]).sum(0).eq(1).all()
-    assert torch.equal(torch.stack(finished[:max_steps]), torch.stack(finished[max_steps:]))  # all make max_steps steps later
+    assert torch.equal(torch.stack(finished[:max_steps]), torch.stack(finished[max_steps:]))
 
 
 def test_on_policy_updates_follow_every_supervision_steps_th_batch():
