@@ -1,8 +1,9 @@
 """Measure checkpoints on inputs of many sizes, also sizes that training never saw, beside a greedy and an exact solver.
 
 ``python experiments/studies/sizes.py CHECKPOINT [CHECKPOINT ...]``: checkpoints of one task that differ in their seed.
-Graphs are also coloured by DSATUR (networkx), and graphs and boards of queens solved by python-sat. The exact solver is
-faster on all of them; it returns one answer, and no frequencies.
+Answers are sampled as ``solve.py`` samples them by default, with halting. Graphs are also coloured by DSATUR
+(networkx), and graphs and boards of queens solved by python-sat. The exact solver is faster on all of them; it returns
+one answer, and no frequencies.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ def exact_queens(text: str) -> bool:
 
 def measure_group(solver: Solver, group: Group) -> dict[str, Any]:
     """Sample answers to the inputs of a group, and run the other solvers on them."""
-    settings: dict[str, Any] = {"num_samples": NUM_SAMPLES, "seed": SEED, "halt": 1}
+    settings: dict[str, Any] = {"num_samples": NUM_SAMPLES, "seed": SEED}
     if group.colors:
         settings["colors"] = group.colors
     start = time.perf_counter()
@@ -171,6 +172,7 @@ def measure_group(solver: Solver, group: Group) -> dict[str, Any]:
         "right": mean(sum(a.count for a in one.solutions if a.valid) / NUM_SAMPLES for one in answers),
         "vote": mean(bool(one.solutions[0].valid) for one in answers),
         "solved": mean(bool(one.distinct_valid) for one in answers),
+        "steps": mean(one.mean_steps for one in answers),
         "seconds_per_input": (time.perf_counter() - start) / len(answers),
     }
     row |= _coverage(answers)
@@ -229,7 +231,7 @@ def markdown(study: dict[str, Any]) -> str:
     """Return the table of a task: means over checkpoints, with standard deviations."""
     runs = list(study["checkpoints"].values())
     baselines = [column for column in BASELINES if column[1] in next(iter(runs[0]["groups"].values()))]
-    columns = ["inputs", "number", *TITLES.values(), "coverage (limit)", *(title for title, *_ in baselines)]
+    columns = ["inputs", "number", *TITLES.values(), "coverage (limit)", "steps", *(title for title, *_ in baselines)]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, row in runs[0]["groups"].items():
         rows = [run["groups"][name] for run in runs]
@@ -237,7 +239,7 @@ def markdown(study: dict[str, Any]) -> str:
         if "coverage" in row:
             coverage = f"{mean_and_sd([r['coverage'] for r in rows])} ({row['coverage_limit']:.3f})"
         shares = [mean_and_sd([r[key] for r in rows]) for key in TITLES]
-        cells = [name, str(row["inputs"]), *shares, coverage]
+        cells = [name, str(row["inputs"]), *shares, coverage, f"{mean(r['steps'] for r in rows):.1f}"]
         cells += [f"{factor * row[key]:.{digits}f}" for _, key, factor, digits in baselines]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
