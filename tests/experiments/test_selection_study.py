@@ -93,8 +93,7 @@ def test_value_is_not_worse_than_the_vote_on_any_shipped_checkpoint():
     with_heads = {name for name in checkpoints if pyro_gram.load(checkpoint_path(name)).has_heads}
     assert set(results) == with_heads
     for name, study in results.items():
-        # Boards of many sizes take long. Queens have no fresh inputs: their number is limited by the test split.
-        fewest = {"nqueens": 200, "sudoku": 500, "nqueens8": 500, "nqueens8-orbit": 500}
-        assert study["inputs"] >= fewest.get(name, 1000), name
+        # Queens have no fresh inputs, so the number of inputs is limited by the test split.
+        assert study["inputs"] >= (500 if name.startswith("nqueens8") or name == "sudoku" else 1000), name
         assert study["seeds"] >= 3, name
         assert study["value"]["accuracy"] >= study["vote"]["accuracy"], name

@@ -269,7 +269,7 @@ MALFORMED_QUEENS = [
     ("QQ6/8/8/8/8/8/8/8", "row 1, column 1 and row 1, column 2 attack"),
     (
         "." * 10 + ("/" + "." * 10) * 9,
-        "the board has 10 rows; .*--checkpoint .*nqueens.safetensors has size = 10",
+        "the board has 10 rows; .*--checkpoint .*nqueens10.safetensors has size = 10",
     ),
     ('{"x": 1}', "the JSON object has no 'board'"),
 ]
