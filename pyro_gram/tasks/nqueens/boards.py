@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pyro_gram.tasks.base import PuzzleSet
 
-BLANK = -1  # in place of a column: a row without queen
 CHAINS = 256  # boards that random_solutions repairs at once
 
 
@@ -113,34 +112,6 @@ def completions(solutions: Tensor, min_queens: int, max_queens: int) -> PuzzleSe
     distinct_keys, counts = key.unique_consecutive(return_counts=True)
     inputs = distinct_keys[:, None] // weights % (n + 1)
     return PuzzleSet.from_counts(inputs, solutions[torch.cat(sources)[order]], counts)
-
-
-def list_completions(queens: Tensor) -> PuzzleSet:
-    """List every completion of boards with some queens.
-
-    Args:
-        queens: the column of each row's queen, or :data:`BLANK`, int64 ``[N, n]``.
-
-    Returns:
-        inputs ``queens``; solutions int64 ``[C, n]``, in lexicographic order.
-    """
-    n = queens.shape[1]
-    line = torch.arange(n)
-    lines_of = torch.stack((line.expand(n, n), line + line[:, None] + n, line - line[:, None] + 4 * n), -1)  # [n, n, 3]
-    board, row = (queens >= 0).nonzero().T
-    counts = torch.zeros(len(queens), 5 * n)  # queens in each column, diagonal and antidiagonal
-    counts.index_put_((board[:, None], lines_of[row, queens[board, row]]), torch.ones(()), accumulate=True)
-    owner = (counts <= 1).all(1).nonzero().flatten()
-    placed, is_taken = queens[owner], counts[owner] > 0
-    for r in range(n):
-        is_blank = placed[:, r] == BLANK
-        is_free = ~is_taken[:, lines_of[r]].any(-1) & is_blank[:, None]  # [states, n]
-        is_free[:, 0] |= ~is_blank  # a row with a queen stays as it is
-        state, column = is_free.nonzero().T
-        owner, placed, is_taken, is_blank = owner[state], placed[state], is_taken[state], is_blank[state]
-        placed[is_blank, r] = column[is_blank]
-        is_taken[is_blank.nonzero(), lines_of[r, column[is_blank]]] = True
-    return PuzzleSet.from_counts(queens, placed, owner.bincount(minlength=len(queens)))
 
 
 def random_solutions(rng: np.random.Generator, n: int, count: int) -> Tensor:

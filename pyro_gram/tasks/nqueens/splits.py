@@ -14,7 +14,6 @@ from pyro_gram.tasks.nqueens.boards import (
     all_solutions,
     completions,
     contain_solutions,
-    list_completions,
     one_completion,
     orbit_numbers,
     random_solutions,
@@ -226,7 +225,10 @@ def draw_inputs(config: NQueensConfig, size: int, count: int, data_seed: int) ->
         raise ConfigError(f"boards of {size} rows have fewer than {count} inputs, or hardly more: draw fewer")
     x = torch.tensor(list(inputs)[:count])
     if is_enumerated:
-        puzzles = replace(list_completions(x - 1), inputs=x)
+        every_solution = all_solutions(size)
+        completions_of = [every_solution[((row == 0) | (row - 1 == every_solution)).all(1)] for row in x]
+        counts = torch.tensor([len(y) for y in completions_of])
+        puzzles = PuzzleSet.from_counts(x, torch.cat(completions_of), counts)
     else:
         ones = torch.ones(count, dtype=torch.long)
         puzzles = PuzzleSet.from_counts(x, torch.stack(list(inputs.values())[:count]), ones, has_all_solutions=False)

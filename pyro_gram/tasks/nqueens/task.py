@@ -29,7 +29,7 @@ from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.held_out import InputSet, held_out_inputs, replace_unless_held_out
 from pyro_gram.tasks.nqueens import squares
-from pyro_gram.tasks.nqueens.boards import BLANK, board_lines, board_symmetries, list_completions
+from pyro_gram.tasks.nqueens.boards import all_solutions, board_lines, board_symmetries
 from pyro_gram.tasks.nqueens.config import MAX_ENUMERATED_SIZE, NQueensConfig
 from pyro_gram.tasks.nqueens.exact import has_completion
 from pyro_gram.tasks.nqueens.splits import draw_inputs, make_splits
@@ -239,8 +239,8 @@ class NQueens(Task):
         if n > MAX_ENUMERATED_SIZE:
             return None
         board = self._one_board(self.board(x), x)
-        columns = torch.where(board.any(1), board.long().argmax(1), BLANK)
-        return len(list_completions(columns[None]).solutions)
+        columns = torch.where(board.any(1), board.long().argmax(1), -1)
+        return int(((columns < 0) | (all_solutions(n) == columns)).all(1).sum())
 
     def _one_board(self, board: Tensor, x: Tensor) -> Tensor:
         """Remove the padding of a board of one input: bool ``[n, n]`` -> ``[m, m]``."""
