@@ -12,36 +12,17 @@ from statistics import fmean
 from typing import Any
 
 from experiments.tables.cells import mean_and_sd, share_with_interval
-from pyro_gram.diagnostics import paper
 from pyro_gram.diagnostics.verdicts import ESTIMATES, GUIDE, SAMPLES, Verdict, worst_level
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.system.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS = ROOT / "checkpoints"
-LOOKUP = ROOT / "experiments" / "studies" / "lookup.json"
-FRESH = ROOT / "experiments" / "studies" / "fresh.json"
-ACCURACIES = ("sample_accuracy", "vote_accuracy")
+STUDIES = ROOT / "experiments" / "studies"
+LOOKUP = STUDIES / "lookup.json"
 SAMPLING_CHECKPOINTS = ("sudoku4-uncond", "mnist")
-SOLVING_CHECKPOINTS = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
-BY_ORBIT = {"nqueens8-orbit": "nqueens8", "nqueens10-orbit": "nqueens10"}  # the name of each problem in lookup.json
-HEADLINE = (
-    "coloring8",
-    "coloring10",
-    "nqueens8",
-    "nqueens8-orbit",
-    "nqueens10",
-    "nqueens10-orbit",
-    "sudoku4",
-    "sudoku6",
-)
-SEEDS_TABLE_CHECKPOINTS = ("coloring8", "coloring10", "nqueens8", "nqueens8-orbit", "nqueens10", "nqueens10-orbit")
-MARKED_CHECKPOINTS = (
-    "coloring8",
-    "coloring10",
-    "nqueens8",
-    "nqueens10",
-)  # figures of test inputs of these checkpoints were known before the settings were final
+SOLVING_CHECKPOINTS = ("coloring", "nqueens", "sudoku", "latin")
+MAIN_JOB = "main_job"  # the name of the runs of ``run.py --task coloring``, of which only the results are committed
 
 
 def read_results(name: str) -> dict[str, Any]:
@@ -49,122 +30,40 @@ def read_results(name: str) -> dict[str, Any]:
 
 
 def read_seeds(name: str) -> list[dict[str, Any]]:
-    """Return the committed results of a checkpoint and of its other seeds, sorted by seed. The list may be empty."""
-    paths = [CHECKPOINTS / f"{name}.results.json", *CHECKPOINTS.glob(f"{name}.seed*.results.json")]
-    return sorted((read_json(path) for path in paths if path.exists()), key=lambda results: results["seed"])
+    """Return the committed results of all seeds of a checkpoint or of the main job, sorted by seed."""
+    if name == MAIN_JOB:
+        paths = [*(STUDIES / MAIN_JOB).glob("seed*.results.json")]
+    else:
+        paths = [CHECKPOINTS / f"{name}.results.json", *CHECKPOINTS.glob(f"{name}.seed*.results.json")]
+    return sorted((read_json(path) for path in paths), key=lambda results: results["seed"])
 
 
-def cells(metrics: list[dict[str, Any]]) -> str:
-    """Return the cells for accuracy, vote, violations and coverage, over several seeds on the same inputs."""
-    inputs = metrics[0]["num_inputs"]
-    accuracy, vote = (
-        share_with_interval([m[name] for m in metrics], inputs) for name in ("sample_accuracy", "vote_accuracy")
-    )
-    violations = fmean(m["violations"] for m in metrics)
-    violations_cell = f"{violations:.0f}" if len(metrics) == 1 else f"{violations:.1f}"
-    coverage = f"{mean_and_sd([m['coverage'] for m in metrics])} ({metrics[0]['coverage_limit']:.3f})"
-    return f"{accuracy} | {vote} | {violations_cell} | {coverage}"
+def read_sizes(name: str) -> list[dict[str, Any]]:
+    """Return a study of sizes (``experiments/studies/sizes.py``), sorted by the seeds of its checkpoints."""
+    study = read_json(STUDIES / f"sizes_{name}.json")
+    return sorted(study["checkpoints"].values(), key=lambda run: run["seed"])
 
 
-def solved_table() -> str:
-    """Return the table of the checkpoints that solve puzzles.
-
-    For comparison it also shows their results on fresh inputs, the results of a lookup, and the paper's.
-    """
-    lookup, fresh = read_json(LOOKUP)["problems"], read_json(FRESH)
+def lookup_table() -> str:
+    """Return the table of what a lookup in the training answers solves, for both splits of queens."""
     lines = [
-        "| checkpoint, `run.py` ... | unseen inputs | seeds | accuracy, one sample | vote of 20 "
-        "| violations, first samples | coverage, 20 samples (limit) | training | paper: accuracy, coverage |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| inputs | split | with an image in training | right answers | coverage (limit) |",
+        "|---|---|---|---|---|",
     ]
-    for name in HEADLINE:
-        seeds = read_seeds(name)
-        if seeds:
-            lines.append(_trained_row(name, seeds))
-        if name in fresh:
-            lines.append(_fresh_row(fresh[name]))
-        if name in lookup:
-            lines.append(_lookup_row("a lookup in the training answers, no network", lookup[name]["input"]))
-        elif name in BY_ORBIT:
-            problem = BY_ORBIT[name]
-            lines.append(_lookup_row(f"a lookup, `{problem}` split by orbit", lookup[problem]["orbit"]))
+    for problem, splits in read_json(LOOKUP)["problems"].items():
+        for split, row in splits.items():
+            accuracy = share_with_interval([row["images"]["sample_accuracy"]], row["test"])
+            lines.append(
+                f"| `{problem}` | by {split} | {row['symmetric_copies']:,} of {row['test']:,} | {accuracy} "
+                f"| {row['images']['coverage']:.3f} ({row['coverage_limit']:.3f}) |"
+            )
     return "\n".join(lines)
-
-
-def _trained_row(name: str, seeds: list[dict[str, Any]]) -> str:
-    metrics = [results["metrics"] for results in seeds]
-    minutes = fmean(results["seconds"]["train"] for results in seeds) / 60
-    mark = " †" if name in MARKED_CHECKPOINTS else ""
-    split = ", split by orbit" if name in BY_ORBIT else ""
-    return (
-        f"| `{name}`, `{run_options(seeds[0])}`{mark} | {metrics[0]['num_inputs']:,}{split} | {len(seeds)} "
-        f"| {cells(metrics)} | {minutes:.0f} min, {thread_count(seeds[0])} | {paper_cell(name)} |"
-    )
-
-
-def _fresh_row(study: dict[str, Any]) -> str:
-    metrics = [m | {"num_inputs": study["num_inputs"]} for m in study["draws"]]
-    inputs_text = f"{study['num_inputs']:,}: {study['what']}"
-    if study["what"].startswith("data_seed"):
-        inputs_text += f", {study['one_solution']:.0%} with one solution (test split {study['one_solution_test']:.0%})"
-    seeds = f"1; {len(metrics)} of draws"
-    return f"| the same weights, inputs never measured before | {inputs_text} | {seeds} | {cells(metrics)} | | |"
-
-
-def _lookup_row(label: str, split: dict[str, Any]) -> str:
-    metrics, inputs = split["images"], split["test"]
-    copies = f"{split['symmetric_copies']:,} of {inputs:,} with an image in training"
-    accuracy = share_with_interval([metrics["sample_accuracy"]], inputs)
-    coverage = f"{metrics['coverage']:.3f} ({split['coverage_limit']:.3f})"
-    return f"| {label} | {copies} | | {accuracy} | {accuracy} | | {coverage} | none | |"
-
-
-def orbit_line() -> str:
-    """Return a text that compares the results on the split by orbit with those on the paper's split."""
-    by_orbit, by_input = read_seeds("nqueens8-orbit"), read_seeds("nqueens8")
-    if not by_orbit:
-        return "No model trained on this split is committed yet."
-    seeds_text = "1 seed" if len(by_orbit) == 1 else f"{len(by_orbit)} seeds"
-    accuracy, vote = (
-        [fmean(results["metrics"][name] for results in seeds) for seeds in (by_orbit, by_input)]
-        for name in ("sample_accuracy", "vote_accuracy")
-    )
-    have_one_solution = all(results["metrics"]["log_num_solutions"] == 0 for results in by_orbit)
-    completions = (
-        "Each of these inputs has one completion, so coverage is the share of inputs with a right answer among 20. "
-        if have_one_solution
-        else ""
-    )
-    return (
-        f"A model was trained on this split with the settings of `nqueens8` ({seeds_text}). Its accuracy is "
-        f"{accuracy[0]:.3f} for one sample and {vote[0]:.3f} for the vote of 20; on the paper's split it is "
-        f"{accuracy[1]:.3f} and {vote[1]:.3f}. {completions}No model of 10 queens was trained on this split. (The "
-        "machine was busy with other work, so the minutes of training mean nothing.)"
-    )
-
-
-def paper_cell(name: str) -> str:
-    """Return the paper's accuracy (or number of conflicting edges) of a problem, and its coverage."""
-    numbers = paper.published(name)
-    if not numbers:
-        return ""
-    first = f"{numbers['violations']} conflicts" if "violations" in numbers else _share(numbers["sample_accuracy"])
-    return f"{first}, {_share(numbers['coverage'])}"
-
-
-def _share(value: float) -> str:
-    return f"{value:.3f}".lstrip("0")
 
 
 def run_options(results: dict[str, Any]) -> str:
     """Return the options of ``run.py`` with which a checkpoint was trained."""
     preset = "" if results["preset"] == "cpu" else f" --preset {results['preset']}"
     return f"--task {results['task']}{preset}"
-
-
-def thread_count(results: dict[str, Any]) -> str:
-    threads = results["environment"]["threads"]
-    return f"{threads} thread{'' if threads == 1 else 's'}"
 
 
 def seeds_table() -> str:
@@ -174,9 +73,8 @@ def seeds_table() -> str:
         "| total variation to uniform (perfect sampling) | excess, nats | validation accuracy: last, best |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in SEEDS_TABLE_CHECKPOINTS:
-        untempered_path = CHECKPOINTS / f"{name}.untempered.results.json"
-        for results in [*read_seeds(name), *([read_json(untempered_path)] if untempered_path.exists() else [])]:
+    for name in (MAIN_JOB, *SOLVING_CHECKPOINTS):
+        for results in read_seeds(name):
             m, history = results["metrics"], results["looks"]
             lines.append(
                 f"| `{name}` | {results['seed']} | {_prior(m)}, {m['depth']} steps "
@@ -192,9 +90,9 @@ def _prior(metrics: dict[str, Any]) -> str:
     return TemperConfig(metrics["temper_scale"], metrics["temper_transitions"]).describe() or "untempered"
 
 
-def results_table(name: str) -> str:
-    """Return the detailed table of one checkpoint: means over seeds ± deviations, and results on fresh inputs."""
-    seeds, fresh = read_seeds(name), read_json(FRESH)[name]
+def main_job_table() -> str:
+    """Return the detailed table of the main job: means over seeds ± deviations."""
+    seeds = read_seeds(MAIN_JOB)
     metrics = [results["metrics"] for results in seeds]
     first, inputs = metrics[0], metrics[0]["num_inputs"]
 
@@ -213,7 +111,6 @@ def results_table(name: str) -> str:
         (f"coverage, {first['num_samples']} samples", over_seeds("coverage")),
         ("coverage of i.i.d. uniform draws (the limit)", f"{first['coverage_limit']:.3f}"),
         ("coverage / limit", over_seeds("coverage_ratio")),
-        *_fresh_details(fresh),
         ("full ELBO (Eq. 13), nats per graph", over_seeds("elbo_full", 2)),
         ("surrogate ELBO (Eq. 14), nats per graph", over_seeds("elbo_surrogate", 2)),
         (
@@ -237,20 +134,6 @@ def results_table(name: str) -> str:
     return "\n".join(
         [f"| training seeds {head} | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)]
     )
-
-
-def _fresh_details(study: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the rows of :func:`results_table` for fresh inputs."""
-    draws, count = study["draws"], study["num_inputs"]
-    accuracy, vote = (
-        share_with_interval([m[name] for m in draws], count) for name in ("sample_accuracy", "vote_accuracy")
-    )
-    coverage = mean_and_sd([m["coverage"] for m in draws])
-    return [
-        (f"seed 0 on {count:,} fresh graphs, {len(draws)} seeds of the draws: accuracy, one sample", accuracy),
-        ("the same: vote", vote),
-        ("the same: coverage (the limit)", f"{coverage} ({draws[0]['coverage_limit']:.3f})"),
-    ]
 
 
 def generated_table(deterministic: dict[str, Any]) -> str:

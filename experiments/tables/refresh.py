@@ -53,10 +53,9 @@ def render_tables() -> dict[Path, str]:
     }
     over_checkpoints = {
         "summary": readme_table.summary_table(),
-        "solved": headline.solved_table(),
-        "orbit": headline.orbit_line(),
+        "lookup": headline.lookup_table(),
         "seeds": headline.seeds_table(),
-        "coloring8": headline.results_table("coloring8"),
+        "main_job": headline.main_job_table(),
         "generated": headline.generated_table(read_json(STUDIES / "mnist_deterministic.json")),
         "diagnoses": headline.diagnoses_table(diagnoses),
         "selection": summary.selection_table(scaling, read_json(STUDIES / "no_noise.json")),
