@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyro_gram
-from experiments.studies.fresh import checkpoint_path
+from experiments.tables.headline import SOLVING_CHECKPOINTS
+from pyro_gram.checkpoint import named_checkpoint
 from pyro_gram.diagnostics.metrics import wilson_interval
 from pyro_gram.errors import UserError
 from pyro_gram.sampling.rollout import rollout, to_device_of
@@ -21,7 +22,6 @@ from pyro_gram.system.files import check_writable, read_json, write_json
 from pyro_gram.system.machine import environment
 
 HERE = Path(__file__).parent
-NAMES = ("coloring8", "coloring10", "nqueens8", "nqueens10", "sudoku4", "sudoku6")
 
 
 def measure_checkpoint(path: Path, max_inputs: int | None = None) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def measure_checkpoint(path: Path, max_inputs: int | None = None) -> dict[str, A
 
 def main(argv: list[str]) -> int:
     parser = Parser("no_noise.py", description=__doc__)
-    parser.add_argument("--checkpoints", nargs="+", metavar="NAME", default=NAMES, help=f"default: {' '.join(NAMES)}")
+    parser.add_argument("--checkpoints", nargs="+", metavar="NAME", default=SOLVING_CHECKPOINTS)
     parser.add_argument("--inputs", type=int, metavar="B", help="measure only the first B test inputs (default: all)")
     parser.add_argument(
         "--out", type=Path, default=HERE / "no_noise.json", metavar="FILE", help="results are added to it"
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.inputs is not None and arguments.inputs < 1:
         raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
-    paths = {name: checkpoint_path(name) for name in arguments.checkpoints}
+    paths = {name: named_checkpoint(name) for name in arguments.checkpoints}
     check_writable(arguments.out)
     results: dict[str, Any] = read_json(arguments.out) if arguments.out.exists() else {}
     for name, path in paths.items():

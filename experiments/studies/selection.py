@@ -1,8 +1,6 @@
 """Compare selection by the value head with the vote: ``python experiments/studies/selection.py --checkpoint PATH ...``.
 
-Both select from the same samples, which are drawn as ``solve.py`` draws them. The inputs are fresh: they are generated
-under another ``data_seed``, and none is isomorphic or symmetric to an input of any split. Queens have no such inputs,
-so their test split is used.
+Both select from the same samples, which are drawn as ``solve.py`` draws them. The inputs are those of the test split.
 """
 
 from __future__ import annotations
@@ -26,39 +24,19 @@ from pyro_gram.inference.sites import check_has_heads
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, add_trust_option, call
 from pyro_gram.system.files import check_writable, read_json
-from pyro_gram.tasks.nqueens.task import NQueens
 
 NUM_SAMPLES = 20  # number of trajectories for each input
 INPUTS = 1000
-DATA_SEED = 2000  # seed of the fresh inputs
 SEED = 700_000  # seed of the first set of draws; the k-th set has the seed k * SEED
 OUT = Path(__file__).with_suffix(".json")
 
 
-def fresh_inputs(solver: Solver, count: int) -> tuple[Tensor, str]:
-    """Return up to ``count`` inputs that no run was trained on, and a description of them.
-
-    No input is symmetric to an input of any split. Queens are an exception: their inputs are test inputs, and under the
-    paper's split test inputs are symmetric to training inputs. If there are ``count`` test inputs of queens that no run
-    measures, those inputs are taken.
-    """
-    if not isinstance(solver.task, NQueens):
-        inputs = solver.task.fresh_inputs(count, DATA_SEED).inputs
-        assert inputs is not None
-        return inputs, f"data_seed {DATA_SEED}"
-    inputs = solver.task.split("test").inputs
-    assert inputs is not None
-    num_measured = solver.config.evaluate.inputs or len(inputs)
-    first = num_measured if len(inputs) - num_measured >= count else 0
-    last = min(first + count, len(inputs))
-    return inputs[first:last], f"test inputs {first + 1:,} to {last:,}"
-
-
 def measure(path: Path, arguments: Any) -> dict[str, Any]:
-    """Measure both selections on fresh inputs. Return accuracies, deviations over seeds, and Wilson intervals."""
+    """Measure both selections on test inputs. Return accuracies, deviations over seeds, and Wilson intervals."""
     solver = pyro_gram.load(path, trust_code=arguments.trust_code)
     check_has_heads(solver.model, "select")
-    x, description = fresh_inputs(solver, arguments.inputs)
+    x = solver.task.split("test").subset(arguments.inputs).inputs
+    assert x is not None
     folder = cache_folder(arguments.keep, path, solver)
     is_right: dict[str, list[Tensor]] = {"vote": [], "value": []}
     steps = []
@@ -76,7 +54,6 @@ def measure(path: Path, arguments: Any) -> dict[str, Any]:
     vote, value = (torch.stack(rows) for rows in is_right.values())
     return {
         "inputs": len(x),
-        "which": description,
         "num_samples": NUM_SAMPLES,
         "seeds": arguments.seeds,
         "halt": solver.config.heads.halt,
@@ -97,7 +74,7 @@ def draw_samples(
         samples = solver.sample(x, progress=progress, **settings)
         return {name: getattr(samples, name) for name in ("tokens", "score", "value", "steps")}
 
-    return cached_tensors(folder, f"fresh-inputs{len(x)}", settings, sample_tensors)
+    return cached_tensors(folder, f"test-inputs{len(x)}", settings, sample_tensors)
 
 
 def share_of_inputs(is_right: Tensor) -> dict[str, Any]:
@@ -109,14 +86,14 @@ def share_of_inputs(is_right: Tensor) -> dict[str, Any]:
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """Return a Markdown table of the accuracies of the vote and of the value head on fresh inputs."""
+    """Return a Markdown table of the accuracies of the vote and of the value head."""
     lines = [
-        "| checkpoint | fresh inputs | seeds | vote of 20 | by value, of 20 | only the vote right, only value right |",
+        "| checkpoint | test inputs | seeds | vote of 20 | by value, of 20 | only the vote right, only value right |",
         "|---|---|---|---|---|---|",
     ]
     for name, s in by_checkpoint(study):
         lines.append(
-            f"| `{name}` | {s['inputs']:,} ({s['which']}) | {s['seeds']} "
+            f"| `{name}` | {s['inputs']:,} | {s['seeds']} "
             f"| {_share_cell(s['vote'])} | {_share_cell(s['value'])} "
             f"| {s['only_vote_right']}, {s['only_value_right']} of {s['inputs'] * s['seeds']:,} |"
         )
@@ -133,7 +110,7 @@ def make_parser() -> Parser:
     parser = Parser("selection.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", type=Path, nargs="+", required=True, metavar="PATH", help="with heads")
     parser.add_argument("--out", type=Path, default=OUT, metavar="JSON", help="results are added to this file")
-    parser.add_argument("--inputs", type=int, default=INPUTS, metavar="B", help=f"fresh inputs (default {INPUTS:,})")
+    parser.add_argument("--inputs", type=int, default=INPUTS, metavar="B", help=f"test inputs (default {INPUTS:,})")
     parser.add_argument("--seeds", type=int, default=3, metavar="K", help="seeds of the draws (default 3)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="cache samples in DIR, and use those that it holds")
     add_trust_option(parser)

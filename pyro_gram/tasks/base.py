@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_gram.checks import check_choice
-from pyro_gram.errors import ConfigError, InputError
+from pyro_gram.errors import InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText, numbered_lines
@@ -266,17 +266,6 @@ class Task(ABC):
     def difficulty(self, x: Tensor) -> Tensor | None:
         """Return how hard each input is, ``[...]``, judged from the input alone; None if the task cannot say."""
         return None
-
-    def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """Generate ``count`` puzzles. None of them is symmetric to another one or to a puzzle of a split.
-
-        Fresh inputs measure a checkpoint on puzzles that nobody saw while its settings were chosen. If the splits
-        already hold most puzzles up to symmetry, only rare puzzles are left to be fresh inputs.
-
-        Raises:
-            ConfigError: the task generates no fresh inputs (the default), or fewer than ``count`` exist.
-        """
-        raise ConfigError(f"the task {self._name()} makes no fresh inputs: measure on its test split")
 
     def provenance(self) -> dict[str, str]:
         """Return names and digests of the data files, to be recorded in results and checkpoints (by default none)."""

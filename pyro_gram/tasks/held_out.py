@@ -1,8 +1,7 @@
-"""Held-out inputs: augmentation must not produce them, and fresh inputs must not be symmetric to them."""
+"""Held-out inputs, which augmentation must not produce."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,13 +60,3 @@ def replace_unless_held_out(
     is_kept_x = is_held_out.view(-1, *[1] * (x.ndim - 1))
     is_kept_y = is_held_out.view(-1, *[1] * (y.ndim - 1))
     return torch.where(is_kept_x, x, image_x), torch.where(is_kept_y, y, image_y)
-
-
-def add_new_classes(classes: set[Hashable], keys: Iterable[Hashable]) -> list[int]:
-    """Add to ``classes`` the keys that it lacks. Return the first index in ``keys`` of each key that was added."""
-    new_indices = []
-    for index, key in enumerate(keys):
-        if key not in classes:
-            classes.add(key)
-            new_indices.append(index)
-    return new_indices

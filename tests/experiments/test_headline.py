@@ -4,9 +4,9 @@ import re
 from statistics import mean, stdev
 
 import pytest
+from experiments.studies.fresh import weights_digest
 from scipy.stats import binomtest
 
-from experiments.studies.fresh import weights_digest
 from experiments.tables import headline
 from experiments.tables.headline import CHECKPOINTS, FRESH, HEADLINE, LOOKUP, MARKED_CHECKPOINTS
 from pyro_gram.system.files import read_json

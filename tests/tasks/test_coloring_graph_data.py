@@ -1,4 +1,4 @@
-"""The splits of colouring graphs of any size: sizes, classes, planted graphs, augmentation, fresh inputs."""
+"""The splits of colouring graphs of any size: sizes, classes, planted graphs, augmentation."""
 
 import itertools
 
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_gram.errors import ConfigError
 from pyro_gram.tasks.base import SPLITS
 from pyro_gram.tasks.batches import TargetStream
 from pyro_gram.tasks.coloring.graph_splits import share_evenly
@@ -147,21 +146,6 @@ def test_batches_are_cropped_and_augmented(task):
 def test_splits_follow_their_seed(task):
     assert torch.equal(make().split("train").inputs, task.split("train").inputs)
     assert not torch.equal(make(data_seed=1).split("train").inputs, task.split("train").inputs)
-
-
-def test_fresh_inputs_are_isomorphic_to_no_graph_of_a_split_and_not_to_each_other(task):
-    fresh = task.fresh_inputs(30, 7)
-    assert len(fresh) == 30
-    assert fresh.has_all_solutions
-    assert task.is_valid(fresh.inputs.repeat_interleave(fresh.num_solutions, 0), fresh.solutions.long()).all()
-    assert torch.equal(task.fresh_inputs(10, 7).inputs, fresh.inputs[:10])
-    graphs = [networkx_graph(task, x) for x in fresh.inputs]
-    others = [networkx_graph(task, x) for split in SPLITS for x in task.split(split).inputs]
-    for i, g in enumerate(graphs):
-        for h in [*graphs[:i], *others]:
-            assert len(g) != len(h) or not nx.faster_could_be_isomorphic(g, h) or not nx.is_isomorphic(g, h)
-    with pytest.raises(ConfigError, match="found only [0-9]+ graphs that are isomorphic to no graph of a split"):
-        make(vertices=5, planted_graphs=0, planted_vertices=20, train=50, validation=2, test=2).fresh_inputs(100, 0)
 
 
 def test_totals_are_shared_as_evenly_as_limits_allow():

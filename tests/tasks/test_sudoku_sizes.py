@@ -16,7 +16,7 @@ from pyro_gram.tasks.inputs import input_tokens
 from pyro_gram.tasks.sudoku.boards import symmetry_invariants
 from pyro_gram.tasks.sudoku.task import Sudoku, SudokuConfig
 from tests.conftest import ROOT, small_config
-from tests.tasks.sudoku_cases import blocks, brute_force, sample_grids
+from tests.tasks.sudoku_cases import blocks, sample_grids
 
 SIZES, SPLITS = (4, 6), ("train", "validation", "test")
 
@@ -56,22 +56,6 @@ def test_a_split_is_the_union_of_the_splits_of_each_size_in_random_order(split):
         assert all((puzzles.solutions_of(i)[:, cells:] == 0).all() for i in index.tolist())
         assert solutions == {tuple(x.tolist()): part.solutions_of(i).tolist() for i, x in enumerate(part.inputs)}
         assert len(index) == len(part)
-
-
-def test_fresh_inputs_take_turns_among_the_sizes_and_are_new():
-    task = make()
-    fresh = task.fresh_inputs(7, 1)
-    assert task.spec.sizes_of(fresh.inputs).tolist() == [16, 36, 16, 36, 16, 36, 16]
-    assert torch.equal(task.fresh_inputs(3, 1).inputs, fresh.inputs[:3])
-    for i, x in enumerate(fresh.inputs):
-        cells = cells_of(x)
-        size = {16: 4, 36: 6}[cells]
-        assert {tuple(y) for y in (fresh.solutions_of(i)[:, :cells] - 1).tolist()} == brute_force(
-            (x[:cells] - 1).tolist(), size
-        )
-        old_inputs = torch.cat([single(size).split(name).inputs for name in SPLITS])
-        keys = symmetry_invariants((torch.cat((old_inputs, x[None, :cells])) - 1).numpy(), size)
-        assert keys[-1] not in keys[:-1]
 
 
 def test_augmentation_is_a_symmetry_of_each_size():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,11 @@ from torch import Tensor
 from pyro_gram.errors import InputError
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
-from pyro_gram.tasks.base import SPLITS, PuzzleSet
+from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.coloring.any_graph_text import read_graph, split_any_graphs, write_suffix
 from pyro_gram.tasks.coloring.config import MAX_POSITIONS, MIN_COLORS, MIN_VERTICES, ColoringConfig
 from pyro_gram.tasks.coloring.exact import count_partial_colorings, is_colorable
-from pyro_gram.tasks.coloring.graph_splits import draw_fresh_graphs, make_splits
+from pyro_gram.tasks.coloring.graph_splits import make_splits
 from pyro_gram.tasks.coloring.graph_tokens import (
     FREE,
     RELATIONS,
@@ -31,7 +31,6 @@ from pyro_gram.tasks.coloring.graph_tokens import (
     graph_structure,
     padding_token,
 )
-from pyro_gram.tasks.coloring.graphs import isomorphism_invariants
 from pyro_gram.tasks.coloring.pictures import plot_coloring, render_coloring
 from pyro_gram.tasks.coloring.task import Coloring
 
@@ -140,18 +139,6 @@ class GraphColoring(Coloring, layout="graph"):
     @cached_property
     def _splits(self) -> dict[str, PuzzleSet]:
         return make_splits(self.config)
-
-    def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """Draw graphs of all sizes. None of them is isomorphic to another one or to a graph of a split."""
-        classes: set[Hashable] = set()
-        for split in SPLITS:
-            inputs = self.split(split).inputs
-            assert inputs is not None
-            sizes = self.spec.sizes_of(inputs)
-            for n in self.config.sizes:
-                adjacency = self.adjacency(inputs[sizes == n])[:, :n, :n]
-                classes.update(isomorphism_invariants(adjacency.numpy()))
-        return draw_fresh_graphs(self.config, np.random.default_rng(data_seed), count, classes)
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Permute the vertices of each pair and the names of its colours at random: all names are equally probable."""

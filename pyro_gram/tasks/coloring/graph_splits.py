@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,14 +17,12 @@ from pyro_gram.tasks.coloring.graph_tokens import canonical_names, decode_graphs
 from pyro_gram.tasks.coloring.graphs import isomorphism_invariants
 from pyro_gram.tasks.coloring.listing import Colorings, list_colorings, narrow_orders
 from pyro_gram.tasks.coloring.planted import PlantedGraphs, draw_num_colors, draw_planted, spread_sizes
-from pyro_gram.tasks.held_out import add_new_classes
 
 MEAN_DEGREE = 4.0  # edge probabilities are at most this over n: then half of the graphs are 3-colourable, or more
 HELD_OUT_SHARE = 0.15  # at most this share of the classes of a size is in the test split; as many in validation
 USABLE_SHARE = 0.6  # of small graphs, the held-out classes may take away so many that only this share is left
 SPARE_GRAPHS = 64  # graphs that are drawn for each size beyond its even share
 BARREN_BATCHES = 20  # so many batches without a new graph end the drawing: there are too few of this size
-FRESH_DRAWS = 64  # graphs of each size that a round of fresh inputs draws
 MAX_LISTED = 64  # the colourings of planted graphs are listed if there are at most so many
 SEARCH_LIMIT = 256  # partial colourings at which the search for them is given up
 MAX_PLANTED_DRAWS = 1000  # so many times graphs that are isomorphic to held-out ones are drawn again
@@ -266,27 +264,3 @@ def make_splits(config: ColoringConfig) -> dict[str, PuzzleSet]:
         puzzles = PuzzleSet.concatenate(sets)
         splits[name] = puzzles.select(torch.randperm(len(puzzles), generator=generator))
     return splits
-
-
-def draw_fresh_graphs(
-    config: ColoringConfig, rng: np.random.Generator, count: int, classes: set[Hashable]
-) -> PuzzleSet:
-    """Draw graphs of all sizes; none is isomorphic to another one, or has its invariant in ``classes``.
-
-    Raises:
-        ConfigError: there are fewer than ``count``.
-    """
-    parts: list[PuzzleSet] = []
-    while sum(map(len, parts)) < count:
-        sets = []
-        for n in config.sizes:  # a round does not depend on count, so that fewer graphs are the first of more
-            batch = draw_colorable(rng, n, edge_probability_of(config, n), FRESH_DRAWS)
-            batch = batch.select(add_new_classes(classes, isomorphism_invariants(batch.adjacency)))
-            sets.append(batch.puzzles(config.colors, config.largest_size))
-        puzzles = PuzzleSet.concatenate(sets)
-        if not len(puzzles):
-            raise ConfigError(
-                f"found only {sum(map(len, parts))} graphs that are isomorphic to no graph of a split: ask for fewer"
-            )
-        parts.append(puzzles.select(torch.from_numpy(rng.permutation(len(puzzles)))))
-    return PuzzleSet.concatenate(parts).subset(count)

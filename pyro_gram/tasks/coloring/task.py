@@ -8,7 +8,7 @@ permutes the vertices of training graphs, never produces a held-out graph.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,17 +22,14 @@ from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.advice import suggest_checkpoint
-from pyro_gram.tasks.base import SPLITS, PuzzleSet, Task, check_split
+from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.coloring.config import ColoringConfig
 from pyro_gram.tasks.coloring.graphs import COLORS, draw_graphs, enumerate_colorings, isomorphism_invariants
 from pyro_gram.tasks.coloring.pictures import plot_coloring, render_coloring
 from pyro_gram.tasks.coloring.text import parse_graph, split_graphs
-from pyro_gram.tasks.held_out import add_new_classes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-FRESH_DRAWS = 1000  # the least number of graphs that fresh_inputs draws at once
 
 
 @TASKS.register("coloring")
@@ -150,24 +147,6 @@ class Coloring(Task):
     def _puzzles(self, adjacency: Tensor) -> PuzzleSet:
         solutions, counts = enumerate_colorings(adjacency[:, self._rows, self._cols])
         return PuzzleSet.from_counts(self.encode(adjacency), solutions + self._first_color, counts)
-
-    def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """Draw graphs from G(n, p). None of them is isomorphic to another one or to a graph of a split."""
-        rng = np.random.default_rng(data_seed)
-        classes: set[Hashable] = set()
-        for split in SPLITS:
-            classes.update(isomorphism_invariants(self.adjacency(self.split(split).inputs).numpy()))
-        graphs = np.zeros((0, self.n, self.n), dtype=bool)
-        while len(graphs) < count:
-            batch = draw_graphs(rng, self.n, self.config.edge_probability, max(FRESH_DRAWS, count))
-            new_graphs = batch[add_new_classes(classes, isomorphism_invariants(batch))]
-            if not len(new_graphs):
-                raise ConfigError(
-                    f"found only {len(graphs)} graphs of {self.n} vertices that are isomorphic to no graph of a split: "
-                    "ask for fewer"
-                )
-            graphs = np.concatenate((graphs, new_graphs))
-        return self._puzzles(torch.from_numpy(graphs[:count]))
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Permute the vertices of each pair at random, and make the answer canonical again."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from functools import cached_property
 
 import numpy as np
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.tasks.batches import derive_seed
-from pyro_gram.tasks.held_out import add_new_classes
 from pyro_gram.tasks.sudoku.boards import symmetry_invariants
 from pyro_gram.tasks.sudoku.config import SudokuConfig
 from pyro_gram.tasks.sudoku.data import (
@@ -24,7 +21,6 @@ from pyro_gram.tasks.sudoku.data import (
 
 DEFAULT_TRAIN = {4: 7000, 6: 10_000, 9: 1000}
 DEFAULT_TEST = {4: 500, 6: 500, 9: 1000}
-FRESH_DRAWS = 1000  # the least number of puzzles that are drawn at once to find fresh ones
 
 
 class Splits:
@@ -62,25 +58,6 @@ class Splits:
                 "across splits: lower task.train or widen task.min_clues and task.max_clues"
             )
         return {split: puzzles.take(index) for split, index in splits.items()}
-
-    def fresh_puzzles(self, count: int, data_seed: int) -> list[RatedPuzzles]:
-        """Generate at least ``count`` puzzles, none symmetric to another one or to a puzzle of a split."""
-        c = self.config
-        classes: set[Hashable] = set()
-        for puzzles in self.puzzles.values():
-            classes.update(symmetry_invariants(puzzles.boards, c.size).tolist())
-        parts: list[RatedPuzzles] = []
-        while sum(map(len, parts)) < count:
-            seed = derive_seed(data_seed, len(parts))
-            batch = random_puzzles(c.size, max(FRESH_DRAWS, count), c.clues, c.unique, c.max_solutions, seed)
-            new_indices = add_new_classes(classes, symmetry_invariants(batch.boards, c.size).tolist())
-            if not new_indices:
-                raise ConfigError(
-                    f"found only {sum(map(len, parts))} puzzles of {c.size}x{c.size} that are symmetric to no "
-                    "puzzle of a split: ask for fewer"
-                )
-            parts.append(batch.take(np.array(new_indices)))
-        return parts
 
     def _read_splits(self) -> dict[str, RatedPuzzles]:
         c = self.config

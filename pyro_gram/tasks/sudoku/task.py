@@ -10,7 +10,6 @@ if its image is held out. Boards of several sizes share one model, which sees th
 from __future__ import annotations
 
 from functools import cached_property, partial
-from math import ceil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,23 +104,6 @@ class Sudoku(Task):
     def provenance(self) -> dict[str, str]:
         """Return name and SHA-256 of the training and the test file; empty before they are read, or without files."""
         return {split: source for splits in self._splits for split, source in splits.sources.items()}
-
-    def fresh_inputs(self, count: int, data_seed: int) -> PuzzleSet:
-        """Generate puzzles. None of them is symmetric to another one or to a puzzle of a split.
-
-        The sizes of boards take turns.
-        """
-        if self.config.uses_files:
-            return super().fresh_inputs(count, data_seed)
-        num_sizes = len(self._splits)
-        count_of_size = ceil(count / num_sizes)
-        parts = []
-        for splits in self._splits:
-            batches = splits.fresh_puzzles(count_of_size, data_seed)
-            puzzles = PuzzleSet.concatenate([self._to_puzzle_set(batch) for batch in batches])
-            parts.append(puzzles.subset(count_of_size))
-        order = torch.arange(num_sizes * count_of_size).view(num_sizes, count_of_size).T.flatten()
-        return PuzzleSet.concatenate(parts).select(order).subset(count)
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Apply a random symmetry to each pair; a pair whose image is held out stays unchanged."""
