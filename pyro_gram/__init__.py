@@ -1,9 +1,9 @@
 """pyro_gram: generative recursive reasoning as probabilistic programs.
 
 >>> import pyro_gram
->>> solver = pyro_gram.load("checkpoints/coloring8.safetensors")
+>>> solver = pyro_gram.load("coloring")
 >>> solver.sample(["GCR`v_"], num_samples=20).tokens.shape
-torch.Size([20, 1, 8])
+torch.Size([20, 1, 20])
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def load(path: str | Path, data_dir: str | None = None, *, trust_code: bool | Co
     """Load a solver from a model checkpoint (``.safetensors``) or a run's directory.
 
     Args:
-        path: the file, or the directory; or the name of a checkpoint of this repository (``"coloring8"``).
+        path: the file, or the directory; or the name of a checkpoint of this repository (``"coloring"``).
         data_dir: the folder with the task's data files, if the task reads any.
         trust_code: may the checkpoint name classes outside pyro_gram (``package.module:Class``)? Loading imports the
             module of such a class, and so runs its code. True trusts any class; a collection trusts the paths in it.

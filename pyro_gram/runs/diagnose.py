@@ -53,7 +53,7 @@ RANK_ROUNDS, RANK_DRAWS = 2, 31  # simulated data per input, and the guide's tra
 CHAINS, DRAWS = 4, 12  # chains, and draws per chain, for each input of inference.nc
 END_SAMPLES, LANDSCAPE_SAMPLES = 24, 64  # trajectories per input: to compare their ends; to draw the landscape
 POSITIONS = 8  # positions, and numbers of kept transitions, whose influence on the answer is measured
-# The unit of these budgets is one supervision step of the checkpoint coloring8 (about 0.25 ms on two cores).
+# The unit of these budgets is ``Scope.num_trajectories``'s: about 0.25 ms on two cores.
 BUDGETS = {
     "samples": 50_000,
     "training inputs": 8_000,

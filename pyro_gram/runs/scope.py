@@ -52,7 +52,8 @@ class Scope:
     def num_trajectories(self, budget: int) -> int:
         """Return how many trajectories a budget allows.
 
-        The unit of a budget is the work of one supervision step of one trajectory of the checkpoint ``coloring8``.
+        The unit of a budget is the work of one supervision step of one trajectory at 8 positions of width 128, with
+        T = 1, K = 2 and two layers.
         """
         sizes = model_sizes(self.solver.config.model)
         size = max(1.0, self.solver.task.spec.positions / 8) * sizes.width / 128
