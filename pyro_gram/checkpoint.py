@@ -20,12 +20,11 @@ from pyro_gram.registry import TASKS
 from pyro_gram.sampling.isolation import generator_lock
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import TensorFile, open_tensor_file, write_tensor_file
-from pyro_gram.tasks.advice import CHECKPOINTS, checkpoint_of_size, suggest_training
+from pyro_gram.tasks.advice import CHECKPOINTS, checkpoint_of_size
 from pyro_gram.tasks.base import Task
 from pyro_gram.training.config import will_have_heads
 
 MAX_BUFFER_BYTES = 2**28  # the limit for all buffers of a model (angles, masks); checkpoints do not store buffers
-SIZE_FIELDS = {"coloring": "vertices", "nqueens": "size", "sudoku": "size"}  # of tasks with checkpoints of one size
 MODEL_FILE = "model.safetensors"  # in the directory of a run
 NO_CHECKPOINTS = (
     "the installed package comes without checkpoints: clone its repository, and give the path of a .safetensors file "
@@ -112,7 +111,7 @@ def named_checkpoint(name: str) -> Path:
 
 
 def checkpoint_for_puzzles(task: str, text: str) -> Path:
-    """Return the checkpoint for the puzzles of a text: the one with the name of the task, or else one of their size.
+    """Return the checkpoint for the puzzles of a text: one that solves their size, or the one with the task's name.
 
     Args:
         task: the name of the task.
@@ -123,14 +122,8 @@ def checkpoint_for_puzzles(task: str, text: str) -> Path:
     """
     from pyro_gram.tasks.recognition import puzzle_sizes
 
-    task_class, field = TASKS.get(task), SIZE_FIELDS.get(task)
-    names = named_checkpoints()
-    if task in names or field is None or not names:
-        return named_checkpoint(task)
-    size = next(iter(puzzle_sizes(task, text)), None)
-    path = checkpoint_of_size(task, field, size)
-    if path is None and size is not None:
-        raise CheckpointError(f"a puzzle has {field} = {size}: {suggest_training(task_class, task, field, size)}")
+    size = next(iter(puzzle_sizes(task, text)), None) if TASKS.get(task).size_field else None
+    path = None if size is None else checkpoint_of_size(task, size)
     return path or named_checkpoint(task)
 
 

@@ -1,4 +1,4 @@
-"""Measure time and memory of solving the 255 test graphs of coloring8 with N = 20, by ``solve.py`` and from Python.
+"""Measure time and memory of solving the first 255 test graphs of coloring with N = 20, by ``solve.py`` and from Python.
 
 Each time is the median of several measurements, in seconds. Nothing else should run on the machine.
 """
@@ -25,7 +25,7 @@ from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINT = ROOT / "checkpoints" / "coloring8.safetensors"
+CHECKPOINT = ROOT / "checkpoints" / "coloring.safetensors"
 NUM_SAMPLES = 20
 MANY, LIMITS = 1000, (25.0, 100.0)  # trajectories per input, and two limits of the memory in MB
 
@@ -141,7 +141,7 @@ def markdown(bench: dict[str, Any]) -> str:
         )
         for m in bench["memory"]
     ]
-    return "\n".join(["| `coloring8` | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)])
+    return "\n".join(["| `coloring` | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)])
 
 
 def main(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ starts at the trained guide's means and scales and does not see the state u_t. A
 The amortization gap is the ELBO of the copy minus the ELBO of the trained guide. The approximation gap is log p(y | x)
 minus the ELBO of the copy.
 
-    python experiments/studies/amortization.py --checkpoint checkpoints/coloring8.safetensors
+    python experiments/studies/amortization.py --checkpoint checkpoints/coloring.safetensors
 """
 
 from __future__ import annotations

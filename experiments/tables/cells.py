@@ -43,7 +43,7 @@ def write_markdown(json_path: Path, text: str) -> None:
 
 
 def by_checkpoint(study: dict[str, Any]) -> list[tuple[str, Any]]:
-    """List the results of a study by checkpoint, sorted by name: ``coloring8`` comes before ``coloring10``."""
+    """List the results of a study by checkpoint, sorted by name."""
 
     def key(name: str) -> list[Any]:
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -73,6 +73,11 @@ class LatinConfig:
         check_range(self, **dict.fromkeys(("train", "validation", "test"), (num_sizes, float("inf"))))
         check_seed(self.data_seed, "data_seed")
 
+    @property
+    def solved_sizes(self) -> range:
+        """The sizes of the squares that a model of this task reads."""
+        return range(self.min_size or self.size, self.size + 1)
+
 
 def relations(size: int) -> Tensor:
     """Return which cells stand in the same row, in the same column, and on the same board: bool ``[3, L, L]``."""
@@ -86,6 +91,7 @@ class Latin(Task):
     """Complete a square so that each row and each column holds every digit once."""
 
     Config = LatinConfig
+    size_field = "size"
     difficulty_label = "blank cells"
 
     def __init__(self, config: LatinConfig, data_dir: str | None = None) -> None:
@@ -174,9 +180,7 @@ class Latin(Task):
             raise InputError(f"{len(rows)} row(s) of together {len(cells)} cells: give n rows of n cells")
         if size not in self.boards.sizes:
             sizes = f"sizes {self.boards.sizes[0]} to {self.config.size}"
-            raise InputError(
-                f"the square is {size}x{size}; this task has {sizes}: {suggest_checkpoint(self, 'size', size)}"
-            )
+            raise InputError(f"the square is {size}x{size}; this task has {sizes}: {suggest_checkpoint(self, size)}")
         return self.boards.to_input([0 if cell in BLANKS else int(cell) for cell in cells])
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:

@@ -23,12 +23,12 @@ def study(heads_checkpoint):
 
 def test_a_study_says_how_often_each_filter_resampled(heads_checkpoint, tmp_path, capsys):
     out = tmp_path / "filtering.json"
-    earlier_results = {"coloring8": json.loads(filtering.OUT.read_text())["coloring8"]}
+    earlier_results = {"coloring": json.loads(filtering.OUT.read_text())["coloring"]}
     out.write_text(json.dumps(earlier_results))
     assert cli(filtering.main, "--checkpoint", heads_checkpoint, "--out", out, "--seeds", 2) == 0
     assert "with_heads: tuned to {'potential':" in capsys.readouterr().out
     study_json = json.loads(out.read_text())
-    assert study_json["coloring8"] == earlier_results["coloring8"]  # results of earlier checkpoints stay in the file
+    assert study_json["coloring"] == earlier_results["coloring"]  # results of earlier checkpoints stay in the file
     results = study_json["with_heads"]
     filters = [tuple(pair["settings"].values()) for pair in results["tried"]]
     assert ("value", 1.0, 0.5) in filters  # the default filter

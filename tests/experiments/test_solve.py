@@ -18,7 +18,7 @@ SOLVABLE_GRAPHS = [g for g in GRAPHS if g != "C~"]
 
 
 def test_a_device_that_is_not_there_is_refused(capsys):
-    assert cli(experiments.solve.main, "--checkpoint", "checkpoints/coloring8.safetensors", "--device", "nope") == 2
+    assert cli(experiments.solve.main, "--checkpoint", "checkpoints/coloring.safetensors", "--device", "nope") == 2
     assert "no device 'nope': give cpu, cuda or mps" in capsys.readouterr().err
 
 

@@ -42,7 +42,7 @@ def test_models_and_guides_of_a_users_project_are_not_imported_in_place_of_ours(
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"IS_USERS = True\nprint('imported {name}')\n")
         (tmp_path / name / "gram.py").write_text("raise SystemExit('the module of a user was imported')\n")
-    checkpoint = ROOT / "checkpoints" / "coloring8.safetensors"
+    checkpoint = ROOT / "checkpoints" / "coloring.safetensors"
     process = run_python("-c", SCRIPT, tmp_path, ROOT, checkpoint, folder=tmp_path)
     assert process.returncode == 0, process.stderr[-2000:]
     assert process.stdout.splitlines() == ["imported models", str(ROOT / "guides" / "__init__.py")]

@@ -109,7 +109,7 @@ def test_a_program_works_with_closed_streams(redirections, tmp_path):
     arguments = [
         str(ROOT / "experiments" / "solve.py"),
         "--checkpoint",
-        str(ROOT / "checkpoints" / "coloring8.safetensors"),
+        str(ROOT / "checkpoints" / "coloring.safetensors"),
     ]
     arguments += ["--input", "graphs", "--num-samples", "2", "--figure", "solved.png"]
     process = subprocess.run(
@@ -254,7 +254,7 @@ def test_solving_under_a_launcher_prints_once(tmp_path):
     (tmp_path / "graphs").write_text("GCR`v_\n")
     script = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2"]
     script += [str(ROOT / "experiments" / "solve.py")]
-    script += ["--checkpoint", str(ROOT / "checkpoints" / "coloring8.safetensors"), "--input", "graphs"]
+    script += ["--checkpoint", str(ROOT / "checkpoints" / "coloring.safetensors"), "--input", "graphs"]
     process = subprocess.run(
         [*script, "--num-samples", "2", "--json"],
         capture_output=True,

@@ -57,8 +57,8 @@ def test_advice_names_a_fitting_checkpoint_in_every_encoding(tmp_path, monkeypat
     (tmp_path / "nine.json").write_bytes(encode(json.dumps(config)))
     (tmp_path / "nine.safetensors").write_bytes(b"")
     (tmp_path / "notes.json").write_text("<html>")
-    assert advice.suggest_checkpoint(Coloring(ColoringConfig()), "vertices", 9) == (
-        f"--checkpoint {tmp_path / 'nine.safetensors'} has vertices = 9"
+    assert advice.suggest_checkpoint(Coloring(ColoringConfig()), 9) == (
+        f"--checkpoint {tmp_path / 'nine.safetensors'} solves vertices = 9"
     )
 
 

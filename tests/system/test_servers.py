@@ -171,7 +171,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 @pytest.mark.slow
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 def test_a_forked_pool_answers_although_torch_had_threads():
-    checkpoint = ROOT / "checkpoints" / "coloring8.safetensors"
+    checkpoint = ROOT / "checkpoints" / "coloring.safetensors"
     variables = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", FORK_SCRIPT, str(checkpoint)], check=True, timeout=120, env=variables)
 

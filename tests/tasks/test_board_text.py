@@ -159,7 +159,7 @@ MALFORMED_SUDOKUS = [
     ("Puzzle\n" + "\n".join(rows(BOARD_4)), r"'P' \(row 1\) is neither a digit nor a blank"),
     (f"{BOARD_4} {BOARD_4}", "2 boards on one line"),
     ("." * 81, "the board is 9x9; this task has size = 4: no checkpoint here has this size; train one: python exp"),
-    ("." * 36, "the board is 6x6; this task has size = 4: --checkpoint .*sudoku.safetensors has size = 6"),
+    ("." * 36, "the board is 6x6; this task has size = 4: --checkpoint .*sudoku.safetensors solves size = 6"),
     ("\n".join(["......"] * 6), "the board is 6x6; this task has size = 4: --checkpoint"),
     ('{"puzzle": "' + BOARD_4, "begins like JSON but is not JSON"),
     ('{"a": 1}', "the JSON object has no 'question': give"),
@@ -269,7 +269,7 @@ MALFORMED_QUEENS = [
     ("QQ6/8/8/8/8/8/8/8", "row 1, column 1 and row 1, column 2 attack"),
     (
         "." * 10 + ("/" + "." * 10) * 9,
-        "the board has 10 rows; .*--checkpoint .*nqueens10.safetensors has size = 10",
+        "the board has 10 rows; .*--checkpoint .*nqueens.safetensors solves size = 10",
     ),
     ('{"x": 1}', "the JSON object has no 'board'"),
 ]

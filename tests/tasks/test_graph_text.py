@@ -128,7 +128,7 @@ def test_other_formats_are_refused_with_their_names(task):
 @pytest.mark.parametrize(
     ("n", "message"),
     [
-        (10, r"--checkpoint .*checkpoints/coloring10.safetensors has vertices = 10"),
+        (10, r"--checkpoint .*checkpoints/coloring.safetensors solves vertices = 10"),
         (9, "train one: python experiments/run.py --task coloring --task.vertices 9 "),
         (40, "no checkpoint can have this size .vertices must lie between 3 and 12"),
     ],

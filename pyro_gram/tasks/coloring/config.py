@@ -82,6 +82,11 @@ class ColoringConfig:
         return range(self.min_vertices or self.vertices, self.vertices + 1)
 
     @property
+    def solved_sizes(self) -> range:
+        """The numbers of vertices of the graphs that a model of this task reads."""
+        return range(MIN_VERTICES, MAX_POSITIONS + 1) if self.min_vertices else self.sizes
+
+    @property
     def largest_size(self) -> int:
         """The number of vertices to which all graphs of the splits are padded."""
         return max(self.vertices, self.planted_vertices if self.planted_graphs else 0)

@@ -40,6 +40,7 @@ class Coloring(Task):
     """
 
     Config = ColoringConfig
+    size_field = "vertices"
     violation_name = "conflict"
     equivalence = "up to the names of the colours"
     difficulty_label = "edges"
@@ -197,8 +198,7 @@ class Coloring(Task):
     def _check_order(self, n: int) -> None:
         if n != self.n:
             raise InputError(
-                f"the graph has {n} vertices; this task has vertices = {self.n}: "
-                f"{suggest_checkpoint(self, 'vertices', n)}"
+                f"the graph has {n} vertices; this task has vertices = {self.n}: {suggest_checkpoint(self, n)}"
             )
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:

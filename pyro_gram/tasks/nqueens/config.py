@@ -84,3 +84,8 @@ class NQueensConfig:
     def sizes(self) -> range:
         """The sizes of the boards in the splits."""
         return range(self.min_size or self.size, self.size + 1)
+
+    @property
+    def solved_sizes(self) -> range:
+        """The sizes of the boards that a model of this task reads."""
+        return range(MIN_SIZE, MAX_SIZE + 1) if self.layout == "square" else self.sizes

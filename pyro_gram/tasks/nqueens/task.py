@@ -49,6 +49,7 @@ class NQueens(Task):
     """Complete a board to n queens, none of which attacks another."""
 
     Config = NQueensConfig
+    size_field = "size"
     violation_name = "conflict"
     difficulty_label = "queens missing"
 
@@ -186,7 +187,7 @@ class NQueens(Task):
             raise ConfigError(f"layout = {self.config.layout} has boards of one size: set layout = square")
         if size in self.config.sizes:
             raise ConfigError(f"the splits have boards of {size} rows: measure on the test split")
-        if size not in self._readable_sizes:
+        if size not in self.config.solved_sizes:
             raise ConfigError(f"boards have {MIN_SIZE} to {squares.MAX_SIZE} rows, not {size}")
         return draw_inputs(self.config, size, count, data_seed)
 
@@ -194,7 +195,7 @@ class NQueens(Task):
 
     def parse(self, text: str) -> Tensor:
         """Parse a board given as rows of squares or as a list of columns (see ``tasks.nqueens.text``)."""
-        rows = parse_queens(text, self._readable_sizes, self._check_size)
+        rows = parse_queens(text, self.config.solved_sizes, self._check_size)
         n = len(rows)
         board = torch.zeros(n, n, dtype=torch.bool)
         for row, columns in enumerate(rows):
@@ -216,22 +217,15 @@ class NQueens(Task):
         if self.has_squares and len(x) > MAX_ENUMERATED_SIZE and has_completion((x - 1).tolist()) is False:
             raise InputError("these queens cannot be completed (proved by a SAT solver): no answer exists")
 
-    @property
-    def _readable_sizes(self) -> range:
-        """The numbers of rows of the boards that :meth:`parse` reads."""
-        return range(MIN_SIZE, squares.MAX_SIZE + 1) if self.has_squares else range(self.n, self.n + 1)
-
     def _check_size(self, rows: int) -> None:
-        if rows in self._readable_sizes:
+        if rows in self.config.solved_sizes:
             return
         if self.has_squares:
             raise InputError(f"the board has {rows} rows; this task reads boards of {MIN_SIZE} to {squares.MAX_SIZE}")
-        raise InputError(
-            f"the board has {rows} rows; this task has size = {self.n}: {suggest_checkpoint(self, 'size', rows)}"
-        )
+        raise InputError(f"the board has {rows} rows; this task has size = {self.n}: {suggest_checkpoint(self, rows)}")
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:
-        return split_queens(text, self._readable_sizes)
+        return split_queens(text, self.config.solved_sizes)
 
     def count_solutions(self, x: Tensor) -> int | None:
         """Count all completions; None if the board is so large that its solutions are not enumerated."""

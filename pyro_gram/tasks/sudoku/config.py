@@ -90,6 +90,11 @@ class SudokuConfig:
         """The sizes of boards, in ascending order."""
         return tuple(size for size in SIZES if (self.min_size or self.size) <= size <= self.size)
 
+    @property
+    def solved_sizes(self) -> tuple[int, ...]:
+        """The sizes of the boards that a model of this task reads."""
+        return self.sizes
+
     def of_size(self, size: int) -> SudokuConfig:
         """Return the settings of the boards of one size."""
         return replace(self, size=size, min_size=0)

@@ -49,6 +49,7 @@ class Sudoku(Task):
     """Fill a board so that each row, column and box holds every digit once."""
 
     Config = SudokuConfig
+    size_field = "size"
     difficulty_label = "blank cells"
 
     def __init__(self, config: SudokuConfig, data_dir: str | None = None) -> None:
@@ -118,7 +119,7 @@ class Sudoku(Task):
 
     def parse(self, text: str) -> Tensor:
         """Parse a board in one line or row by row (see ``tasks.sudoku.text``)."""
-        return self.boards.to_input(parse_puzzle(text, self.boards.sizes, partial(suggest_checkpoint, self, "size")))
+        return self.boards.to_input(parse_puzzle(text, self.boards.sizes, partial(suggest_checkpoint, self)))
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:
         return split_puzzles(text)
