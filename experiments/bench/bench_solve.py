@@ -1,4 +1,4 @@
-"""Measure time and memory of solving the first 255 test graphs of coloring with N = 20, by ``solve.py`` and from Python.
+"""Measure time and memory of solving the test graphs of ``coloring`` with N = 20, by ``solve.py`` and from Python.
 
 Each time is the median of several measurements, in seconds. Nothing else should run on the machine.
 """
@@ -147,7 +147,7 @@ def markdown(bench: dict[str, Any]) -> str:
 def main(argv: list[str]) -> int:
     parser = Parser("bench_solve.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--repeats", type=int, default=5, metavar="K", help="(default 5)")
-    parser.add_argument("--inputs", type=int, metavar="B", help="solve the first B graphs only (default all 255)")
+    parser.add_argument("--inputs", type=int, metavar="B", help="solve the first B graphs only (default: all)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to FILE as well")
     arguments = parser.parse_args(argv)
     if arguments.repeats < 1:

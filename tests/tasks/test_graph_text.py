@@ -129,8 +129,8 @@ def test_other_formats_are_refused_with_their_names(task):
     ("n", "message"),
     [
         (10, r"--checkpoint .*checkpoints/coloring.safetensors solves vertices = 10"),
-        (9, "train one: python experiments/run.py --task coloring --task.vertices 9 "),
-        (40, "no checkpoint can have this size .vertices must lie between 3 and 12"),
+        (40, r"--checkpoint .*checkpoints/coloring.safetensors solves vertices = 40"),
+        (70, "no checkpoint can have this size .vertices must lie between 3 and 12"),
     ],
 )
 def test_another_size_names_the_checkpoint_or_the_command(task, n, message):
