@@ -96,9 +96,7 @@ class GraphColoring(Coloring, layout="graph"):
                 colours do not suffice.
         """
         x = self.replace_colors(x, colors)
-        is_possible, method = is_colorable(*self._exact_arguments(x))
-        if is_possible is False:
-            raise InputError(f"the graph is not {colors}-colourable ({method}): no answer exists")
+        self._check_colorable(x, colors)
         return x
 
     def replace_colors(self, x: Tensor, colors: int) -> Tensor:
@@ -228,12 +226,16 @@ class GraphColoring(Coloring, layout="graph"):
         num_colors = torch.tensor(max(MIN_COLORS, largest_clue + 1))
         x = encode_graphs(adjacency, torch.tensor(clues), num_colors, self.max_colors, max(self.n, order))
         x = x if colors is None else self.replace_colors(x, colors)
-        limit = self.max_colors if colors is None else colors
-        is_possible, method = is_colorable(adjacency.numpy(), np.array(clues), limit)
-        if is_possible is False:
-            clause = " with its clues" if largest_clue >= 0 else ""
-            raise InputError(f"the graph{clause} is not {limit}-colourable ({method}): no answer exists")
+        self._check_colorable(x, self.max_colors if colors is None else colors)
         return x
+
+    def _check_colorable(self, x: Tensor, colors: int) -> None:
+        """Raise InputError if it is proved that ``colors`` colours do not suffice for the input ``x [n, n]``."""
+        adjacency, clues, _ = self._exact_arguments(x)
+        is_possible, method = is_colorable(adjacency, clues, colors)
+        if is_possible is False:
+            clause = " with its clues" if clues.max() >= 0 else ""
+            raise InputError(f"the graph{clause} is not {colors}-colourable ({method}): no answer exists")
 
     def is_colorable(self, x: Tensor) -> bool | None:
         """Return whether one input ``x [n, n]`` can be coloured with its number of colours; None if this is unknown."""
