@@ -63,7 +63,8 @@ def error_of(capsys, *options):
 
 def test_files_of_several_tasks_and_sizes_are_solved_in_their_order(folder, capsys):
     objects, lines = solve(capsys, *TEXTS)
-    assert [o["input"] for o in objects] == ["GhCGKC", QUEENS, SUDOKU.replace("\n", ""), PETERSEN]
+    inputs = [o["input"].split(" colors=")[0] for o in objects]  # two samples may find no answer with three colours
+    assert inputs == ["GhCGKC", QUEENS, SUDOKU.replace("\n", ""), PETERSEN]
     assert lines == [
         f"{file}: {task}, solved with {CHECKPOINTS / name}.safetensors"
         for file, task, name in (
@@ -133,7 +134,7 @@ def test_with_keep_going_the_files_after_a_faulty_one_are_solved(folder, capsys)
     (folder / "bad.g6").write_text("G~~~~{\n")
     assert cli(experiments.solve.main, "bad.g6", "sudoku.txt", "--keep-going", "--json", *FAST) == 1
     failure, answers = map(json.loads, capsys.readouterr().out.splitlines())
-    assert "not 3-colourable" in failure["error"]
+    assert "not 6-colourable" in failure["error"]
     assert answers["input"] == SUDOKU.replace("\n", "")
 
 
@@ -201,7 +202,7 @@ def test_an_input_that_needs_more_colours_is_reported_in_its_place(monkeypatch):
     monkeypatch.setattr(type(task), "max_colors", 4)
 
     def with_colors(self, x, colors):
-        if x.sum() < 20:
+        if not self.adjacency(x).any():
             raise InputError("the graph needs more colours")
         return x
 
