@@ -17,11 +17,11 @@ from torch.nn.functional import pad
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import family_of
-from pyro_gram.inference.families import neutral_at_padding, type_of
+from pyro_gram.inference.families import neutralize_padding, type_of
 from pyro_gram.inference.guide import EffectGuide, padding_mask
 from pyro_gram.networks.core import make_stack
 from pyro_gram.networks.embeddings import answer_encoder
-from pyro_gram.networks.relations import uses_relations
+from pyro_gram.networks.relations import check_mixer
 from pyro_gram.registry import GUIDES
 from pyro_gram.spec import TaskSpec
 
@@ -82,7 +82,7 @@ class AmortizedGuide(EffectGuide):
         length = max(spec.input_length, spec.output_length)
         has_relations = getattr(poutine.unwrap(model), "has_relations", False)
         mixer = "relations" if has_relations else "attention"
-        uses_relations(mixer, spec, config.heads if config.layers else 0)
+        check_mixer(mixer, spec, config.heads if config.layers else 0, field="guide.heads")
         self.heads, self.structure_of = config.heads, spec.structure if has_relations else None
         self.mix = make_stack(mixer, config.layers, length, width, config.heads, config.hidden)
         self.family = family_of(model)
@@ -103,7 +103,7 @@ class AmortizedGuide(EffectGuide):
         q = self.make_posterior(prior, self.head(self.features(u, code)))
         if not self.max_kl:
             return q
-        q = neutral_at_padding(q, padding_mask(self.model))  # so that padding has no share of the KL
+        q = neutralize_padding(q, padding_mask(self.model))  # so that padding has no share of the KL
         if type_of(q) != "Normal" or type_of(prior) != "Normal":
             raise ConfigError("guide.max_kl needs a Gaussian prior: set guide.max_kl to 0 for other priors")
         loc, scale = limit_kl(q.base_dist.loc, q.base_dist.scale, prior.base_dist, self.max_kl)

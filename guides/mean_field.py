@@ -8,6 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.errors import ConfigError
@@ -49,8 +50,8 @@ class MeanFieldGuide(EffectGuide):
     the amortized guide.
 
     Raises:
-        ConfigError: guides for this prior are not Gaussian; inputs have several sizes; or there are more pairs than
-            ``num_pairs``.
+        ConfigError: guides for this prior are not Gaussian; boards of queens have several sizes; or there are more
+            pairs than ``num_pairs``.
     """
 
     Config = MeanFieldGuideConfig
@@ -64,10 +65,11 @@ class MeanFieldGuide(EffectGuide):
             raise ConfigError(
                 "guide 'mean_field' is Gaussian, and guides for this prior are not: use --guide amortized"
             )
-        if spec.padding is not None:
+        if spec.has_value_positions and spec.padding is not None:
             raise ConfigError(
-                "guide 'mean_field' needs inputs of one size: give the task one size, or use --guide amortized"
+                "guide 'mean_field' needs boards of one size: give the task one size, or use --guide amortized"
             )
+        self.spec = spec
         sizes = model_sizes(model.config)
         T = sizes.transitions
         if 0 < config.transitions < T:
@@ -88,6 +90,8 @@ class MeanFieldGuide(EffectGuide):
 
     def encode(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Return the index of each pair's row of parameters, int64 ``[..., B]``; -1 for a pair without parameters."""
+        if x is not None and self.spec.padding is not None:  # a pair has the same row whatever its batch pads
+            x, y = self.spec.pad(x, self.spec.input_length), pad(y, (0, self.spec.output_length - y.shape[-1]))
         key = _key(y, 0) if x is None else _key(y, 0) + _key(x.flatten(y.ndim - 1), y.shape[-1])
         rows = self._rows(key)
         if self.training and (rows < 0).any():
@@ -114,7 +118,8 @@ class MeanFieldGuide(EffectGuide):
             return prior
         t -= self.first
         has_row, row = (code >= 0)[..., None, None], code.clamp(min=0)
-        loc, log_scale = self.loc[row, t] * has_row, self.log_scale[row, t] * has_row
+        length = u.shape[-2]
+        loc, log_scale = (p[row, t, :length] * has_row for p in (self.loc, self.log_scale))
         return dist.Normal(loc.expand_as(u), (self.scale * log_scale.exp()).expand_as(u)).to_event(2)
 
     def posterior(self, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:

@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.families import embed_guidance, neutral_at_padding
+from pyro_gram.inference.families import embed_guidance, neutralize_padding
 from pyro_gram.inference.guide import missing_answer_message
 from pyro_gram.inference.sites import data_plates, guidance_site, register_parameters
 from pyro_gram.networks.core import LatentState
@@ -64,8 +64,8 @@ class ReplayGuide(nn.Module):
                 has_kl = not truncated or (t + 1) % T == 0
                 with torch.set_grad_enabled(has_kl and torch.is_grad_enabled()), poutine.mask(mask=has_kl):
                     u, l = model.propose(LatentState(h, l), e_x)
-                    prior = neutral_at_padding(model.prior(u), model.mask)
-                    posterior = neutral_at_padding(self.inference.posterior_at(t, u, code, prior), model.mask)
+                    prior = neutralize_padding(model.prior(u), model.mask)
+                    posterior = neutralize_padding(self.inference.posterior_at(t, u, code, prior), model.mask)
                     with poutine.scale(scale=beta):
                         eps = pyro.sample(guidance_site(t), posterior)
                     h = model.at_positions(u + embed_guidance(model.prior, eps))

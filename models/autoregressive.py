@@ -74,6 +74,8 @@ class AutoregressiveModel(OneStepModel):
     The position that predicts y_i gets the embeddings of y_{i-1} and of one input token: the token as far from the
     end of the input as y_i is from the end of the answer.
 
+    In place of the mixer ``swiglu``, which mixes all positions, the model has ``attention``.
+
     With ``mixer = relations`` token y_i belongs to position i of the input. The position that predicts y_i sees what
     position i sees in each relation: positions of the input, and tokens of the answer before y_i.
     """
@@ -82,6 +84,8 @@ class AutoregressiveModel(OneStepModel):
     traits = replace(OneStepModel.traits, default_settings={"model": {"layers": 8}})
 
     def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
+        if config.mixer == "swiglu":
+            config = replace(config, mixer="attention")
         super().__init__(config, spec, prior)
         check_choice("model.mixer of an autoregressive model", config.mixer, ("attention", "relations"))
         if spec.has_value_positions:

@@ -29,9 +29,9 @@ class OneStepConfig:
         heads: attention heads of each layer.
         hidden: width of each layer's SwiGLU.
         layers: number of layers.
-        mixer: how positions are mixed: ``attention``, ``swiglu`` (over positions; not for autoregressive models), or
-            ``relations`` (each head sees one relation of the task) or ``relation_terms`` (each head adds a learned term
-            for each relation; not for autoregressive models).
+        mixer: how positions are mixed: ``attention``, ``swiglu`` (over positions; an autoregressive model has attention
+            instead), ``relations`` (each head sees one relation of the task) or ``relation_terms`` (each head adds a
+            learned term for each relation; not for autoregressive models).
         prefix: positions of zeros before the input (the paper's 16 puzzle tokens).
     """
 

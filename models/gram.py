@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.inference import sites
-from pyro_gram.inference.families import embed_guidance, neutral_at_padding
+from pyro_gram.inference.families import embed_guidance, neutralize_padding
 from pyro_gram.networks.core import CoreConfig, LatentState, RecursiveCore
 from pyro_gram.networks.embeddings import answer_decoder, embed_input, input_encoder
 from pyro_gram.networks.relations import RelationalModule
@@ -119,7 +119,7 @@ class GRAM(RelationalModule):
                 u, l = self.propose(LatentState(h, l), e_x)
                 u = pyro.deterministic(sites.proposal_site(t), u, event_dim=2)
                 with poutine.scale(scale=beta):
-                    eps = pyro.sample(sites.guidance_site(t), neutral_at_padding(self.prior(u), self.mask))
+                    eps = pyro.sample(sites.guidance_site(t), neutralize_padding(self.prior(u), self.mask))
                 h = self.at_positions(u + embed_guidance(self.prior, eps))
         return LatentState(h, l)
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, check_range
+from pyro_gram.errors import InputError
 from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER, plate_shape
 from pyro_gram.networks.denoiser import Denoiser
 from pyro_gram.networks.embeddings import answer_decoder, answer_encoder
@@ -59,6 +60,8 @@ class Diffusion(OneStepModel):
         self.denoiser = Denoiser(answer, self.stack(), decoder, config.width, uses_time)
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
+        if self.spec.has_value_positions and self.answer_length(e_x) > self.spec.output_length:
+            raise InputError(f"this diffusion model solves boards of at most {self.spec.output_length} rows")
         if y is not None:
             pyro.factor(ANSWER, -self.loss(e_x, y))
             return e_x, y

@@ -8,7 +8,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.inference.contract import ModelTraits
-from pyro_gram.inference.families import embed_guidance, neutral_at_padding
+from pyro_gram.inference.families import embed_guidance, neutralize_padding
 from pyro_gram.inference.sites import ANSWER, guidance_site, proposal_site
 from pyro_gram.networks.embeddings import answer_decoder
 from pyro_gram.registry import MODELS
@@ -39,7 +39,7 @@ class VAE(OneStepModel):
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
         u = pyro.deterministic(proposal_site(0), self.at_positions(self.f(e_x, self.bias)), event_dim=2)
         with poutine.scale(scale=beta):
-            eps = pyro.sample(guidance_site(0), neutral_at_padding(self.prior(u), self.mask))
+            eps = pyro.sample(guidance_site(0), neutralize_padding(self.prior(u), self.mask))
         h = self.g(u + embed_guidance(self.prior, eps), self.bias)
         likelihood = dist.Categorical(logits=self.open_values(self.decoder(h))).to_event(1)
         return h, pyro.sample(ANSWER, likelihood, obs=y)

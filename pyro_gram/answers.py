@@ -164,7 +164,8 @@ def solve_with_fewest_colors(task: Task, x: Tensor, solve: Callable[[Tensor], It
                     raise
                 attempts[i][colors] = "proved impossible"
         for i, answers in zip(rows, solve(torch.stack(list(rows.values()))) if rows else (), strict=True):
-            results[i] = replace(answers, colors=colors, fewer_colors=dict(attempts[i]))
+            input_text = task.format_input(x[i])  # without the number of colours that is tried
+            results[i] = replace(answers, input=input_text, colors=colors, fewer_colors=dict(attempts[i]))
             attempts[i][colors] = f"none found in {answers.num_samples} samples"
         pending = [i for i in pending if i not in results or not results[i].distinct_valid]
         if not pending:

@@ -77,11 +77,6 @@ class Solver:
         return nn.ModuleDict({"model": self.model, "guide": self.guide})
 
     @property
-    def state_length(self) -> int:
-        """The number L of positions of a state: the prefix tokens and the positions of the input."""
-        return self.task.spec.positions + model_sizes(self.config.model).prefix
-
-    @property
     def has_heads(self) -> bool:
         """Does the model have halt and value heads?"""
         return has_heads(self.model)
@@ -153,7 +148,7 @@ class Solver:
             "depth": depth,
             "seed": seed,
             "temper": self._temper(temper),
-            "max_trajectories": self._chunk_size(settings.get("memory")),
+            "max_trajectories": self._chunk_size(settings.get("memory"), tokens),
         }
         tokens = to_device_of(self.model, tokens)
         if draws == "smc":
@@ -211,10 +206,14 @@ class Solver:
         if depth not in (None, 1) and model_traits(self.model).is_one_step:
             raise UserError(f"this model answers in one supervision step: depth must be 1, not {depth}")
 
-    def _chunk_size(self, memory: float | None) -> int:
+    def _chunk_size(self, memory: float | None, tokens: Tensor | None) -> int:
+        """Return how many trajectories of the largest of the inputs ``tokens`` run at once, in ``memory`` MB."""
+        spec = self.task.spec
+        positions = spec.positions if tokens is None else int(spec.positions_of(tokens).max())
         if memory is None:
-            return chunk_size(self.task.spec.positions)
-        return trajectories_in_memory(memory, self.state_length, self.config.model.width)
+            return chunk_size(positions)
+        sizes = model_sizes(self.config.model)
+        return trajectories_in_memory(memory, positions + sizes.prefix, sizes.width)
 
     def _tokens(self, x: Any) -> Tensor | None:
         """Return checked input tokens, int64 ``[B, *event]``; None for p(x). Raises InputError."""
@@ -244,6 +243,9 @@ class Solver:
                 raise InputError(f"the number of a puzzle, the first token, must lie in [0, {spec.puzzles})")
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < spec.input_vocabulary:
             raise InputError(f"input tokens must lie in [0, {spec.input_vocabulary})")
+        sizes = spec.sizes_of(x)
+        if not sizes.all():
+            raise InputError(f"input {int(sizes.argmin()) + 1} has no token that is not padding")
         return x
 
     def solve(
@@ -295,11 +297,11 @@ class Solver:
         depth = None if depth is None else to_int("depth", depth)
         check_counts(seed=seed, num_samples=num_samples)
         self.check_depth(depth)
+        tokens = self._tokens(x)
         if settings.get("draws") == "smc":
             from pyro_gram.sampling.smc import check_fits
 
-            check_fits(num_samples, self._chunk_size(settings.get("memory")))
-        tokens = self._tokens(x)
+            check_fits(num_samples, self._chunk_size(settings.get("memory"), tokens))
         if tokens is None:
             raise InputError("this checkpoint is a model p(x): there is no input to solve, use sample")
         if colors is not None:

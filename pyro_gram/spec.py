@@ -146,6 +146,13 @@ class TaskSpec:
             return torch.full(tokens.shape[:-1], tokens.shape[-1], device=x.device)
         return (tokens != self.padding).sum(-1)
 
+    def positions_of(self, x: Tensor) -> Tensor:
+        """Return the number of positions of a state of each input that are not padding, int64 ``[...]``."""
+        sizes = self.sizes_of(x)
+        if self.padding is None:
+            return torch.full_like(sizes, self.positions)
+        return sizes**2 if self.has_value_positions else sizes
+
     def token_mask(self, x: Tensor) -> Tensor:
         """Return which tokens of inputs are not padding, bool ``[..., L]``; they come first."""
         return torch.arange(x.shape[-1], device=x.device) < self.sizes_of(x)[..., None]

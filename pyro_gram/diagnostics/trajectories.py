@@ -225,10 +225,14 @@ def separation(task: Task, x: Tensor | None, trajectories: Trajectories) -> Sepa
     n = trajectories.tokens.shape[1]
     i, j = torch.triu_indices(n, n, offset=1)
     differences, distances = [], []
-    for answers, h in zip(canonical.unbind(2), trajectories.h.flatten(-2).unbind(2), strict=True):
+    *_, num_inputs, length, width = trajectories.h.shape
+    num_values = [length * width] * num_inputs
+    if x is not None and task.spec.padding is not None:
+        num_values = (task.spec.positions_of(x) * width).tolist()  # h is 0 at padding
+    for answers, h, size in zip(canonical.unbind(2), trajectories.h.flatten(-2).unbind(2), num_values, strict=True):
         differences.append((answers[:, i] != answers[:, j]).any(-1))  # [S, pairs]
         distance = torch.cdist(h, h, compute_mode="donot_use_mm_for_euclid_dist")  # exact for states close together
-        distances.append(distance[:, i, j] / h.shape[-1] ** 0.5)
+        distances.append(distance[:, i, j] / size**0.5)
     all_differ, all_distances = torch.cat(differences, 1), torch.cat(distances, 1).double()
     is_different = all_differ[-1]
     return Separation(
@@ -325,7 +329,8 @@ def guidance_influence(
     guidance of the other positions. Inputs with a single solution are not informative.
 
     Args:
-        x: a few inputs, int64 ``[B, *event]``; None for p(x), where B is 1. All their guidance is in memory.
+        x: a few inputs of one size without padding, int64 ``[B, *event]``; None for p(x), where B is 1. All their
+            guidance is in memory.
         num_samples: N, the number of trajectories per input.
         points: how many values of ``num_kept`` are tried, from 0 to all transitions; small values are denser.
         places: how many positions are tried, each in a run of the program; None for all, or for 32 if there are more

@@ -180,7 +180,7 @@ class CodeFamily:
 NORMAL = NormalFamily()
 
 
-def neutral_at_padding(distribution: Any, mask: Tensor | None) -> Any:
+def neutralize_padding(distribution: Any, mask: Tensor | None) -> Any:
     """Return a distribution of guidance that is the same at padding for every prior and guide.
 
     At padding a Gaussian becomes N(0, 1), and codes become uniform. The KL there is 0, and log densities of prior and

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import GuideTraits, guide_traits, prior_of, prior_traits
-from pyro_gram.inference.families import neutral_at_padding
+from pyro_gram.inference.families import neutralize_padding
 from pyro_gram.inference.sites import is_called_by, plate_shape, proposal_site, register_parameters, transition_index
 from pyro_gram.inference.terms import is_delta
 
@@ -162,7 +162,7 @@ class EffectGuide(GuideMessenger, nn.Module):
             _check_own_name(name)
             return prior
         posterior = self.posterior_at(t, self.trace.nodes[proposal_site(t)]["value"], self._code, prior)
-        return posterior if posterior is prior else neutral_at_padding(posterior, padding_mask(self.model))
+        return posterior if posterior is prior else neutralize_padding(posterior, padding_mask(self.model))
 
     def posterior_at(self, t: int, u: Tensor, code: Any, prior: dist.TorchDistribution) -> dist.TorchDistribution:
         """Return :meth:`posterior` of transition t, or the prior from transition ``guided_transitions`` on."""

@@ -18,7 +18,7 @@ from torch.compiler import is_compiling
 
 from pyro_gram.checks import AT_LEAST_1, check_choice, check_range
 from pyro_gram.errors import ConfigError
-from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, FusedRotaryAttention, on_cpu, plain_forms
+from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, FusedRotaryAttention, on_cpu
 
 MIXERS = ("attention", "swiglu", "relations", "relation_terms")
 MAX_RELATIONS = 8  # the most relations of a task, for learned terms
@@ -152,6 +152,8 @@ class RotaryAttention(nn.Module):
     scale: Tensor
     mask: Tensor | None
 
+    is_fused = True  # on the CPU a fused form may be used, which has no gradient for the bias
+
     def __init__(self, length: int, width: int, heads: int, base: float = 10_000.0, prefix: int | None = None) -> None:
         super().__init__()
         if width % (2 * heads):
@@ -182,7 +184,7 @@ class RotaryAttention(nn.Module):
         qkv = F.linear(x, weight).view(math.prod(batch), L, 3, self.heads, D // self.heads // 2, 2)
         rotation = self.rotation[:L]
         bias = None if bias is None else bias.expand(*batch, self.heads, L, L)
-        if self.mask is None and L <= MAX_POSITIONS and on_cpu(qkv, rotation):
+        if self.is_fused and self.mask is None and L <= MAX_POSITIONS and on_cpu(qkv, rotation):
             scaled_rotation = torch.view_as_complex(rotation * self.scale)
             values = FusedRotaryAttention.apply(torch.view_as_complex(qkv), scaled_rotation, bias)
             return self.out(values.view(*batch, L, D))
@@ -201,6 +203,8 @@ class TermAttention(RotaryAttention):
     The terms start at 0, so that at first no relation matters.
     """
 
+    is_fused = False
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(0, width, heads)
         self.terms = nn.Parameter(torch.zeros(heads, MAX_RELATIONS))
@@ -208,9 +212,9 @@ class TermAttention(RotaryAttention):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attend. ``bias`` is 0 or 1 in each relation, and -inf at padding, ``[..., R, L, L]``."""
         assert bias is not None
+        bias = bias.to(self.terms.dtype)
         terms = torch.einsum("hr,...rij->...hij", self.terms[:, : bias.shape[-3]], bias.clamp(min=0))
-        with plain_forms():  # the fused form has no gradient for its bias
-            return super().forward(x, terms + bias.amax(-3, keepdim=True).clamp(max=0))
+        return super().forward(x, terms + bias.amax(-3, keepdim=True).clamp(max=0))
 
 
 def rotate(pairs: Tensor, rotation: Tensor) -> Tensor:

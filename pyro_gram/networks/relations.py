@@ -15,38 +15,42 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.networks.core import init_linear_, make_embedding
+from pyro_gram.networks.core import MAX_RELATIONS, init_linear_, make_embedding
 from pyro_gram.spec import Structure, TaskSpec
 
 CLOSED = -1e4  # the logit of a closed value: its probability is 0 in float32, and its log density is finite
 
 
-def uses_relations(mixer: str, spec: TaskSpec, heads: int = 0, prefix: int = 0) -> bool:
-    """Return whether networks with this mixer read the structure of inputs.
+def reads_relations(mixer: str) -> bool:
+    """Return whether networks with this mixer (``networks.core.CoreConfig``) read the structure of inputs."""
+    return mixer in ("relations", "relation_terms")
+
+
+def check_mixer(mixer: str, spec: TaskSpec, heads: int = 0, prefix: int = 0, field: str = "model.heads") -> None:
+    """Raise ConfigError if a mixer and a task do not fit together.
 
     Args:
         mixer: how positions are mixed (``networks.core.CoreConfig``).
         spec: the shapes of the task.
         heads: attention heads of each layer; 0 if the caller has none.
         prefix: positions of zeros before the input.
-
-    Raises:
-        ConfigError: mixer and task do not fit together.
+        field: the setting that says how many heads there are.
     """
-    if mixer not in ("relations", "relation_terms"):
+    if not reads_relations(mixer):
         if spec.padding is not None or spec.has_value_positions:
             raise ConfigError(f"inputs of several sizes, or of squares, need --model.mixer relations, not {mixer}")
-        return False
+        return
     if spec.structure is None:
         raise ConfigError(f"mixer {mixer} needs a task whose inputs have relations: use --model.mixer attention")
     if prefix:
         raise ConfigError(f"mixer {mixer} takes no positions before the input: set model.prefix to 0")
     if mixer == "relations" and 0 < heads < spec.relations:
         raise ConfigError(
-            f"{heads} heads cannot see the {spec.relations} relations of this task: raise model.heads to "
+            f"{heads} heads cannot see the {spec.relations} relations of this task: raise {field} to "
             f"{spec.relations} or more"
         )
-    return True
+    if mixer == "relation_terms" and spec.relations > MAX_RELATIONS:
+        raise ConfigError(f"mixer relation_terms takes at most {MAX_RELATIONS} relations, not {spec.relations}")
 
 
 class RelationalModule(nn.Module):
@@ -63,7 +67,8 @@ class RelationalModule(nn.Module):
     def __init__(self, config: Any, spec: TaskSpec) -> None:
         super().__init__()
         self.config, self.spec = config, spec
-        self.has_relations = uses_relations(config.mixer, spec, config.heads, config.prefix)
+        check_mixer(config.mixer, spec, config.heads, config.prefix)
+        self.has_relations = reads_relations(config.mixer)
 
     def read(self, x: Tensor | None) -> Tensor | None:
         """Set :attr:`structure` and :attr:`bias` for the inputs ``x [..., *event]``. Return the tokens to embed."""
@@ -86,6 +91,16 @@ class RelationalModule(nn.Module):
     def mask(self) -> Tensor | None:
         """The positions that are not padding, bool ``[..., L]``; None if no position is padding."""
         return None if self.structure is None else self.structure.mask
+
+    def num_tokens(self) -> Tensor | int:
+        """Return the number of tokens of each answer that are not padding, int64 ``[...]``, or one number for all."""
+        if self.structure is None:
+            return self.spec.output_length
+        mask = self.structure.mask
+        num_positions = self.structure.tokens.shape[-1] if mask is None else mask.sum(-1)
+        if not self.spec.has_value_positions:
+            return num_positions
+        return isqrt(num_positions) if isinstance(num_positions, int) else num_positions.double().sqrt().round().long()
 
     def at_positions(self, state: Tensor) -> Tensor:
         """Return a state ``[..., L, D]`` with zeros at padding."""

@@ -159,7 +159,7 @@ def examine_evidence(scope: Scope, findings: Findings) -> None:
         new_verdicts += [verdicts.importance_weights(summary), verdicts.agreement(summary)]
     numbers = estimates.to_dict()
     if puzzles.has_all_solutions:
-        log_ms = puzzles.num_solutions.double().log() + solver.task.log_namings(x, y)
+        log_ms = puzzles.num_solutions.double().log() + solver.task.log_namings(None if x is None else x.cpu(), y.cpu())
         log_m, difference = log_ms.mean().item(), estimates.log_p + log_ms
         error = None if x is None else difference.std(correction=0).item() / len(difference) ** 0.5
         untrusted_share = summary["believed"][NEITHER] / summary["pairs"]
@@ -236,7 +236,7 @@ def _examine_deciding_draws(scope: Scope, findings: Findings) -> None:
     decisions = guidance_influence(
         solver.model,
         solver.task,
-        scope.on_device(scope.with_several_solutions(count).inputs) if scope.has_input else None,
+        scope.inputs_of_one_size(count),
         depth=scope.depth,
         num_samples=num_samples,
         places=POSITIONS,
@@ -254,10 +254,14 @@ def _examine_one_input(scope: Scope, findings: Findings) -> None:
     """Draw the landscape of one input, and how the answers to it develop."""
     task, model, temper = scope.solver.task, scope.solver.model, scope.solver.config.temper
     index = index_with_few_solutions(scope.test)
-    x = None if scope.test.inputs is None else scope.on_device(scope.test.inputs[index : index + 1])
-    solutions = scope.test.solutions_of(index) if scope.test.has_all_solutions else None
-    if scope.test.inputs is not None and solutions is not None:
-        solutions = task.with_all_names(scope.test.inputs[index], solutions)
+    solutions = scope.test.solutions_of(index)
+    if scope.test.inputs is None:
+        x = None
+    else:
+        x, solutions = task.spec.crop(scope.test.inputs[index : index + 1], solutions)
+        solutions = task.with_all_names(x[0], solutions)
+        x = scope.on_device(x)
+    solutions = solutions if scope.test.has_all_solutions else None
     settings: dict[str, Any] = {"depth": scope.depth, "seed": scope.seed, "temper": temper}
     count = min(LANDSCAPE_SAMPLES, scope.chunk_size())
     surface = landscape(model, task, x, solutions, num_samples=count, **settings)

@@ -169,7 +169,7 @@ def bound_metrics(
     if puzzles.has_all_solutions:
         from pyro_gram.diagnostics.metrics import excess
 
-        log_namings = solver.task.log_namings(x, y)
+        log_namings = solver.task.log_namings(None if x is None else x.cpu(), y.cpu())
         metrics["excess"] = excess(measured_bounds.full, puzzles.num_solutions[: len(y)], log_namings).mean().item()
     if not prior_traits(prior_of(solver.model)).has_density:  # without a density these numbers are not bounds
         metrics |= dict.fromkeys(("elbo", "elbo_full", "elbo_surrogate", "excess"))

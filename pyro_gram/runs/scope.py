@@ -69,6 +69,18 @@ class Scope:
         rows = (self.test.num_solutions > 1).nonzero().flatten()
         return self.test.select(rows[:count]) if len(rows) else self.test.subset(count)
 
+    def inputs_of_one_size(self, count: int) -> Tensor | None:
+        """Return up to ``count`` test inputs of one size, without padding, on the model's device; None for p(x).
+
+        They have the size that most inputs with several solutions have.
+        """
+        puzzles, spec = self.with_several_solutions(len(self.test)), self.solver.task.spec
+        if puzzles.inputs is None:
+            return None
+        sizes = spec.sizes_of(puzzles.inputs)
+        x = puzzles.inputs[sizes == sizes.mode().values][:count]
+        return self.on_device(spec.crop(x, x)[0])
+
     def sample_pairs(self, puzzles: PuzzleSet, count: int) -> tuple[Tensor | None, Tensor]:
         """Return up to ``count`` pairs (x, y) on the model's device. y is drawn uniformly from the solutions of x."""
         x, y = puzzles.sample_pairs(count, generator_for(self.seed, len(puzzles)))

@@ -1,7 +1,8 @@
-"""Held-out inputs, which augmentation must not produce."""
+"""Held-out inputs: how many there are of each size, and that augmentation must not produce them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,19 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from pyro_gram.tasks.base import Task
+
+
+def even_shares(total: int, limits: Sequence[int]) -> list[int]:
+    """Divide a total evenly, with a limit for each share. The shares add up to less than the total if the limits do.
+
+    >>> even_shares(10, [1, 6, 7])
+    [1, 4, 5]
+    """
+    shares = [0] * len(limits)
+    for rank, i in enumerate(sorted(range(len(limits)), key=limits.__getitem__)):  # the smallest limit first
+        shares[i] = min(limits[i], total // (len(limits) - rank))
+        total -= shares[i]
+    return shares
 
 
 class InputSet:

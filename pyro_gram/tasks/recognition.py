@@ -245,8 +245,11 @@ def _resembles_latin_squares(text: str) -> bool:
 
 
 def _sudokus(text: str) -> list[Puzzle]:
+    from pyro_gram.tasks.coloring.any_graph_text import has_suffix
     from pyro_gram.tasks.sudoku.text import split_puzzles
 
+    if all(has_suffix(line) for _, line in numbered_lines(text)):
+        return []  # the clues of 16 vertices look like a board of 4x4
     return _try_puzzles(split_puzzles(text), _parse_sudoku)
 
 

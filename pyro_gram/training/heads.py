@@ -25,7 +25,7 @@ from pyro_gram.inference.contract import model_sizes
 from pyro_gram.inference.sites import ANSWER, HALT, HEADS_ATTRIBUTE, VALUE, why_no_heads
 from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.heads import HaltValueHead
-from pyro_gram.networks.relations import uses_relations
+from pyro_gram.networks.relations import check_mixer, reads_relations
 from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.rollout import isolated_rng, rollout_steps
 from pyro_gram.sampling.tempering import NO_TEMPER, Temper, TemperConfig
@@ -63,8 +63,8 @@ def attach_heads(model: nn.Module, model_config: Any, task: Task, config: HeadsC
     sizes = model_sizes(model_config)
     length = task.spec.input_length + sizes.prefix
     shape = length, sizes.width, task.spec.output_classes, config.hidden, config.layers, config.attention_heads
-    has_relations = uses_relations(sizes.mixer, task.spec, config.attention_heads, sizes.prefix)
-    mixer = "relations" if has_relations else "attention"
+    mixer = "relations" if reads_relations(sizes.mixer) else "attention"
+    check_mixer(mixer, task.spec, config.attention_heads, sizes.prefix, "heads.attention_heads")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         heads = HaltValueHead(*shape, mixer, task.spec.has_value_positions)

@@ -67,7 +67,9 @@ def configure_core(model: nn.Module, precision: str, compiled: bool, device: tor
     if compiled:
         limits: Any = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, MAX_VARIANTS)
-        core.compile(dynamic=False, backend=BACKEND)
+        spec = getattr(model, "spec", None)
+        has_sizes = spec is not None and spec.padding is not None  # one variant then serves inputs of all sizes
+        core.compile(dynamic=has_sizes, backend=BACKEND)
 
 
 def _forward_in_bfloat16(core: nn.Module, device: str, *args: Any, **kwargs: Any) -> Any:

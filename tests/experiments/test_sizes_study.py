@@ -62,7 +62,8 @@ def test_graphs_are_also_coloured_by_other_solvers(save, tmp_path, monkeypatch):
     monkeypatch.setattr(sizes, "RANDOM_SIZES", (9,))
     monkeypatch.setattr(sizes, "TIMED_SIZE", 9)
     monkeypatch.setattr(sizes, "NUM_SAMPLES", 2)
-    task = {"layout": "graph", "min_vertices": 5, "vertices": 6, "colors": 5, "train": 60, "validation": 4, "test": 6}
+    task = {"layout": "graph", "min_vertices": 5, "vertices": 6, "train": 60, "validation": 4, "test": 6}
+    task |= {"colors": 5, "planted_graphs": 8}
     study, _ = run(tmp_path, save("c", task=task, **MIXER))
     one = study["checkpoints"]["seed0"]
     assert one["single_seconds"] > 0

@@ -90,4 +90,6 @@ def test_an_answer_longer_than_its_input_is_aligned_at_the_end():
 
 def test_only_attention_can_be_causal():
     with pytest.raises(ConfigError, match="autoregressive"):
-        build_small(model_name="autoregressive", model={"mixer": "swiglu"})
+        build_small(model_name="autoregressive", model={"mixer": "relation_terms"}, task_name="latin")
+    solver = build_small(model_name="autoregressive", model={"mixer": "swiglu"})  # the mixer of a preset
+    assert solver.model.config.mixer == "attention"

@@ -220,9 +220,25 @@ def test_the_order_of_positions_does_not_matter_to_halting(model):
         assert old.std() > 1e-6
 
 
-def test_the_mean_field_guide_refuses_several_sizes():
-    with pytest.raises(ConfigError, match="needs inputs of one size.*--guide amortized"):
-        make_program(SPECS["graphs"], guide="mean_field")
+def test_the_mean_field_guide_refuses_boards_of_several_sizes():
+    with pytest.raises(ConfigError, match="needs boards of one size.*--guide amortized"):
+        make_program(SPECS["boards"], guide="mean_field")
+
+
+def test_a_pair_of_the_mean_field_guide_has_the_same_parameters_with_any_padding():
+    model, guide = make_program(SPECS["graphs"], guide="mean_field", guide_config={"num_pairs": 8})
+    x, y = make_pairs("graphs")
+    x = torch.cat([SPECS["graphs"].pad(x_i, x.shape[-1]) for _, x_i, _, _ in lone_inputs("graphs", x, y)])
+    rows = guide.encode(x, y)
+    assert rows.min() >= 0
+    perturb_(guide)
+    eps = make_guidance(model, len(x), SPECS["graphs"].positions)
+    padded = draws_of((model, guide), x, y, eps)
+    for i, x_i, y_i, positions in lone_inputs("graphs", x, y):
+        assert guide.encode(x_i, y_i) == rows[i]
+        lone = draws_of((model, guide), x_i, y_i, eps[:, i : i + 1, positions])
+        compare(padded.kl[:, :, i], lone.kl[:, :, 0])
+    assert (padded.kl[-1] > 1e-4).all()
 
 
 def test_uniform_corruption_needs_a_position_for_each_value():

@@ -9,13 +9,15 @@ from pyro_gram.errors import InputError
 from pyro_gram.system.text import LineError
 from pyro_gram.tasks.coloring import Coloring, exact
 from pyro_gram.tasks.coloring.config import ColoringConfig
+from pyro_gram.tasks.coloring.exact import is_colorable
 
 PATH = "0 1\n1 2\n2 3\n"
 
 
 @pytest.fixture(scope="module")
 def task():
-    return Coloring(ColoringConfig(layout="graph", min_vertices=4, vertices=8, colors=5))
+    planted = {"colors": 5, "planted_graphs": 8, "planted_vertices": 8}
+    return Coloring(ColoringConfig(layout="graph", min_vertices=4, vertices=8, **planted))
 
 
 @pytest.fixture
@@ -177,13 +179,14 @@ def test_without_sat_solver_small_graphs_are_checked_by_counting(task, without_s
         task.parse(graph6(nx.complete_graph(5)) + " colors=4")
     sparse = nx.gnp_random_graph(64, 0.15, seed=0)  # counting takes long
     x = task.with_colors(task.parse_graph(sparse), 5)
-    assert task.is_colorable(x) is None
+    assert is_colorable(*task._exact_arguments(x)) == (None, "not decided")
     assert task.count_solutions(x) is None
 
 
 def test_whether_an_input_is_colorable_depends_on_its_number_of_colors(task):
     x = task.parse_graph(nx.complete_graph(5))
-    assert [task.is_colorable(task.replace_colors(x, k)) for k in (3, 4, 5)] == [False, False, True]
+    inputs = [task.replace_colors(x, k) for k in (3, 4, 5)]
+    assert [is_colorable(*task._exact_arguments(x))[0] for x in inputs] == [False, False, True]
     assert [task.count_solutions(task.replace_colors(x, k)) for k in (3, 4, 5)] == [0, 0, 1]
 
 
@@ -258,4 +261,4 @@ def test_too_few_colors_are_refused_with_a_proof(task):
     x = task.parse_graph(nx.complete_graph(5))
     with pytest.raises(InputError, match="not 4-colourable"):
         task.with_colors(x, 4)
-    assert task.is_colorable(task.with_colors(x, 5))
+    assert task.colors_of(task.with_colors(x, 5)) == 5

@@ -9,7 +9,7 @@ import torch
 from pyro_gram.errors import ConfigError
 from pyro_gram.tasks.base import SPLITS
 from pyro_gram.tasks.batches import TargetStream
-from pyro_gram.tasks.held_out import InputSet
+from pyro_gram.tasks.held_out import InputSet, even_shares
 from pyro_gram.tasks.nqueens.boards import (
     all_solutions,
     completions,
@@ -18,7 +18,6 @@ from pyro_gram.tasks.nqueens.boards import (
     random_solutions,
     solved_boards,
 )
-from pyro_gram.tasks.nqueens.splits import even_shares
 from pyro_gram.tasks.nqueens.squares import pad_answers, pad_inputs
 from pyro_gram.tasks.nqueens.task import NQueens
 from pyro_gram.tasks.uniform import expected_total_variation, total_variation
@@ -163,8 +162,13 @@ def test_small_boards_give_no_more_than_half_of_their_training_inputs():
     counts = {m: len(x) for m, x in inputs_by_size(make(size=7, min_size=4, validation=100), "validation").items()}
     assert counts[4] == 11  # 28 inputs, 23 of which are not for test
     assert sum(counts.values()) == 100
+
+
+def test_totals_are_shared_as_evenly_as_limits_allow():
     assert even_shares(7, [9, 9]) == [3, 4]
     assert even_shares(7, [2, 1]) == [2, 1]
+    assert even_shares(10, [2, 9, 9]) == [2, 4, 4]
+    assert even_shares(11, [9, 2, 9]) == [4, 2, 5]
 
 
 def test_boards_too_large_to_enumerate_are_listed_with_one_solution():

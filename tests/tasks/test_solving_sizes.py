@@ -175,7 +175,7 @@ def test_colours_are_added_until_an_answer_is_right():
 
     answers = solve_with_fewest_colors(task, x, solve)
     assert batches == [[(2, 3), (3, 3), (4, 3)], [(3, 4), (4, 4)]]
-    assert [a.input for a in answers] == ["2", "3", "4"]
+    assert [a.input for a in answers] == [task.format_input(row) for row in x]
     assert [a.colors for a in answers] == [3, 4, 4]
     assert [a.fewer_colors for a in answers] == [{}, *[{3: "none found in 9 samples"}] * 2]
     assert [a.distinct_valid for a in answers] == [1, 1, 0]

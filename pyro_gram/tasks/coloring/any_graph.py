@@ -59,7 +59,14 @@ class GraphColoring(Coloring, layout="graph"):
         padding = padding_token(self.max_colors)
         structure = partial(graph_structure, colors=self.max_colors)
         self.spec = TaskSpec(
-            n, n, padding + 1, n, self.max_colors, structure=structure, relations=RELATIONS, padding=padding
+            n,
+            n,
+            padding + 1,
+            n,
+            self.max_colors,
+            structure=structure,
+            relations=RELATIONS,
+            padding=padding if config.min_vertices else None,
         )
 
     # ---- layout ------------------------------------------------------------------------------------------------
@@ -236,10 +243,6 @@ class GraphColoring(Coloring, layout="graph"):
         if is_possible is False:
             clause = " with its clues" if clues.max() >= 0 else ""
             raise InputError(f"the graph{clause} is not {colors}-colourable ({method}): no answer exists")
-
-    def is_colorable(self, x: Tensor) -> bool | None:
-        """Return whether one input ``x [n, n]`` can be coloured with its number of colours; None if this is unknown."""
-        return is_colorable(*self._exact_arguments(x))[0]
 
     def count_solutions(self, x: Tensor) -> int | None:
         """Count the colourings of one input up to the names of colours without a clue; None if they are too many."""

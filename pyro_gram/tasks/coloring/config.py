@@ -73,8 +73,12 @@ class ColoringConfig:
             if not self.min_vertices:
                 raise ConfigError("planted_graphs have several sizes: set min_vertices to the smallest one")
             check_range(self, planted_vertices=(self.min_vertices, MAX_POSITIONS))
-        elif self.planted_vertices != GRAPH_FIELDS["planted_vertices"]:
-            raise ConfigError("planted_vertices needs planted_graphs: without them it is ignored")
+        else:
+            for name in ("colors", "planted_vertices"):
+                if getattr(self, name) != GRAPH_FIELDS[name]:
+                    raise ConfigError(
+                        f"{name} needs planted_graphs: the other graphs are drawn as graphs of three colours"
+                    )
 
     @property
     def sizes(self) -> range:

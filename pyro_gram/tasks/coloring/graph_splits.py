@@ -15,8 +15,9 @@ from pyro_gram.tasks.base import SPLITS, PuzzleSet
 from pyro_gram.tasks.coloring.config import MIN_COLORS, ColoringConfig
 from pyro_gram.tasks.coloring.graph_tokens import canonical_names, decode_graphs, encode_graphs, fixed_names
 from pyro_gram.tasks.coloring.graphs import isomorphism_invariants
-from pyro_gram.tasks.coloring.listing import Colorings, list_colorings, narrow_orders
+from pyro_gram.tasks.coloring.listing import Colorings, list_colorings, list_three_colorings, narrow_orders
 from pyro_gram.tasks.coloring.planted import PlantedGraphs, draw_num_colors, draw_planted, spread_sizes
+from pyro_gram.tasks.held_out import even_shares
 
 MEAN_DEGREE = 4.0  # edge probabilities are at most this over n: then half of the graphs are 3-colourable, or more
 HELD_OUT_SHARE = 0.15  # at most this share of the classes of a size is in the test split; as many in validation
@@ -80,7 +81,7 @@ def draw_colorable(rng: np.random.Generator, n: int, p: float, count: int) -> Si
     adjacency = np.zeros((count, n, n), dtype=bool)
     adjacency[:, rows, cols] = rng.random((count, len(rows))) < p
     adjacency |= adjacency.transpose(0, 2, 1)
-    colorings = list_colorings(adjacency, np.full((count, n), -1), np.full(count, MIN_COLORS))
+    colorings = list_three_colorings(adjacency)
     graphs = SizedGraphs(adjacency, colorings)
     return graphs.select(colorings.counts.nonzero()[0])
 
@@ -102,18 +103,6 @@ def draw_distinct(rng: np.random.Generator, n: int, p: float, count: int) -> Siz
         np.concatenate([part.adjacency for part in parts]),
         Colorings(*(np.concatenate(arrays) for arrays in zip(*(part.colorings for part in parts), strict=True))),
     )
-
-
-def share_evenly(total: int, limits: Sequence[int]) -> list[int] | None:
-    """Split ``total`` into parts that are as equal as their upper limits allow; None if the limits are too small."""
-    if sum(limits) < total:
-        return None
-    parts = [0] * len(limits)
-    order = sorted(range(len(limits)), key=limits.__getitem__)
-    for position, i in enumerate(order):  # the smallest limit first: what it lacks is shared by the others
-        parts[i] = min(limits[i], total // (len(order) - position))
-        total -= parts[i]
-    return parts
 
 
 def draw_split_graphs(config: ColoringConfig) -> dict[str, list[SizedGraphs]]:
@@ -157,8 +146,8 @@ def draw_split_graphs(config: ColoringConfig) -> dict[str, list[SizedGraphs]]:
 
 def _parts_of(config: ColoringConfig, total: int, limits: list[int], name: str) -> list[int]:
     """Return how many graphs of each size a split gets. Raises ConfigError."""
-    parts = share_evenly(total, limits)
-    if parts is None:
+    parts = even_shares(total, limits)
+    if sum(parts) < total:
         sizes = config.sizes
         order = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
         raise ConfigError(

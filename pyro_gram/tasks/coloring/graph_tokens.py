@@ -83,7 +83,7 @@ def graph_structure(x: Tensor, colors: int) -> Structure:
     clues = graphs.clues[..., None]
     values = (color < graphs.num_colors[..., None, None]) & ((clues == FREE) | (color == clues))
     values = torch.where(mask[..., None], values, color == 0)
-    return Structure(x.diagonal(dim1=-2, dim2=-1), relations, mask, values)
+    return Structure(x.diagonal(dim1=-2, dim2=-1), relations, None if mask.all() else mask, values)
 
 
 def canonical_names(y: Tensor, is_fixed: Tensor, mask: Tensor) -> Tensor:

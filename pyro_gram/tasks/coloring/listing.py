@@ -46,6 +46,11 @@ def list_colorings(
     return Colorings(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
+def list_three_colorings(adjacency: np.ndarray) -> Colorings:
+    """List the canonical 3-colourings of each graph without clues, bool ``[N, n, n]``."""
+    return list_colorings(adjacency, np.full(adjacency.shape[:2], -1), np.full(len(adjacency), 3))
+
+
 def _search(adjacency: np.ndarray, clues: np.ndarray, num_colors: np.ndarray, limit: int | None) -> Colorings:
     """List the colourings of graphs that fit into memory together. The arguments are those of list_colorings."""
     count, n = clues.shape

@@ -24,7 +24,8 @@ from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.coloring.config import ColoringConfig
-from pyro_gram.tasks.coloring.graphs import COLORS, draw_graphs, enumerate_colorings, isomorphism_invariants
+from pyro_gram.tasks.coloring.graphs import COLORS, draw_graphs, isomorphism_invariants
+from pyro_gram.tasks.coloring.listing import list_three_colorings
 from pyro_gram.tasks.coloring.pictures import plot_coloring, render_coloring
 from pyro_gram.tasks.coloring.text import parse_graph, split_graphs
 
@@ -146,8 +147,9 @@ class Coloring(Task):
         return splits
 
     def _puzzles(self, adjacency: Tensor) -> PuzzleSet:
-        solutions, counts = enumerate_colorings(adjacency[:, self._rows, self._cols])
-        return PuzzleSet.from_counts(self.encode(adjacency), solutions + self._first_color, counts)
+        colorings = list_three_colorings(adjacency.numpy())
+        solutions = torch.from_numpy(colorings.solutions).long() + self._first_color
+        return PuzzleSet.from_counts(self.encode(adjacency), solutions, torch.from_numpy(colorings.counts))
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Permute the vertices of each pair at random, and make the answer canonical again."""
@@ -207,7 +209,7 @@ class Coloring(Task):
 
     def count_solutions(self, x: Tensor) -> int | None:
         """Count the colourings; those that differ only in the names of colours count once."""
-        return int(enumerate_colorings(self.edges(x)[None])[1])
+        return int(list_three_colorings(self.adjacency(x)[None].numpy()).counts[0])
 
     def format_input(self, x: Tensor | None) -> str:
         return nx.to_graph6_bytes(self._graph(x), header=False).decode().strip()

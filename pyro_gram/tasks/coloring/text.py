@@ -28,7 +28,10 @@ OTHER_FORMATS = (
     (re.compile(r"(strict\s+)?(di)?graph\b.*", re.I | re.S), "Graphviz or GML"),
     (re.compile(r"<"), "XML (GraphML, GEXF)"),
     (re.compile(r"[\[{]"), "JSON"),
-    (re.compile(r"\d+([\s,;:]+\d+)*[\s,;:]*$"), "a list of numbers (edges, or an adjacency matrix)"),
+    (
+        re.compile(r"\d+([\s,;:]+\d+)*[\s,;:]*$"),
+        "a list of numbers (a list of edges has two vertices on each line, and no weights)",
+    ),
 )
 
 

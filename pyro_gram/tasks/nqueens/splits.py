@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.tasks.base import SPLITS, PuzzleSet
+from pyro_gram.tasks.held_out import even_shares
 from pyro_gram.tasks.nqueens.boards import (
     all_solutions,
     completions,
@@ -40,7 +41,7 @@ def make_splits(config: NQueensConfig) -> Splits:
         return split_by_input(puzzles, rng, config.validation)
     split_of_solution = split_orbits(puzzles.solutions, rng)
     if split_of_solution is None:
-        raise ConfigError(_too_few_orbits(config.size, "size"))
+        raise ConfigError(_too_few_orbits(config.size))
     splits = split_by_solution(puzzles, split_of_solution, rng)
     return splits | {"validation": splits["validation"].subset(config.validation)}
 
@@ -52,11 +53,11 @@ def _inputs_of_size(config: NQueensConfig, size: int, rng: np.random.Generator) 
     return one_completion(random_solutions(rng, size, config.solutions), rng, config.min_queens, config.max_queens)
 
 
-def _too_few_orbits(size: int, field: str) -> str:
+def _too_few_orbits(size: int) -> str:
     count = int(orbit_numbers(all_solutions(size)).max()) + 1
     return (
         f"{size} queens have {count} orbit(s) of solutions, too few for split_by = orbit: "
-        f"set {field} = 7 or larger, or split_by = input"
+        "set size = 7 or larger, or split_by = input"
     )
 
 
@@ -165,25 +166,12 @@ def _split_sizes_by_orbit(config: NQueensConfig) -> list[Splits]:
         held_out += [held_out_here] if len(held_out_here) else []
         splits_by_size.append(split_by_solution(puzzles, split_of_solution, rng))
     if not held_out:
-        raise ConfigError(_too_few_orbits(config.size, "size"))
+        raise ConfigError(_too_few_orbits(config.size))
     shares = even_shares(config.validation, [len(splits["validation"]) for splits in splits_by_size])
     return [
         splits | {"validation": splits["validation"].subset(share)}
         for splits, share in zip(splits_by_size, shares, strict=True)
     ]
-
-
-def even_shares(total: int, limits: list[int]) -> list[int]:
-    """Divide a total evenly, but give nobody more than his limit. The shares add up to less if the limits do.
-
-    >>> even_shares(10, [1, 6, 7])
-    [1, 4, 5]
-    """
-    shares = [0] * len(limits)
-    for rank, i in enumerate(sorted(range(len(limits)), key=limits.__getitem__)):
-        shares[i] = min(limits[i], total // (len(limits) - rank))
-        total -= shares[i]
-    return shares
 
 
 def _resize(puzzles: PuzzleSet, count: int, rng: np.random.Generator) -> PuzzleSet:

@@ -64,7 +64,8 @@ def board_structure(
     size = mask.sum(-1).sqrt().round().long()
     relations = table[..., : x.shape[-1], : x.shape[-1]][size]
     is_open = is_open & (value >= 0) & (value < size[..., None, None])
-    return Structure(x, relations, mask, torch.where(mask[..., None], is_open, value == -first_class))
+    is_open = torch.where(mask[..., None], is_open, value == -first_class)
+    return Structure(x, relations, None if mask.all() else mask, is_open)
 
 
 class BoardSizes:
