@@ -243,9 +243,6 @@ class Solver:
                 raise InputError(f"the number of a puzzle, the first token, must lie in [0, {spec.puzzles})")
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < spec.input_vocabulary:
             raise InputError(f"input tokens must lie in [0, {spec.input_vocabulary})")
-        sizes = spec.sizes_of(x)
-        if not sizes.all():
-            raise InputError(f"input {int(sizes.argmin()) + 1} has no token that is not padding")
         return x
 
     def solve(

@@ -105,6 +105,8 @@ def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
     if spec.puzzles:
         return tokens  # in a task with puzzle numbers (ARC), every grid may be an input of every puzzle
     for number, row in enumerate(tokens.cpu(), start=first):
+        if not spec.sizes_of(row):
+            raise InputError(f"input {number} has no token that is not padding")
         text = task.format_input(row)
         try:
             is_same = _is_same_input(task, task.parse(text), row)

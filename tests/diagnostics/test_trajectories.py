@@ -23,6 +23,8 @@ from pyro_gram.inference.sites import data_plates
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import TemperConfig
+from pyro_gram.tasks.coloring import Coloring
+from pyro_gram.tasks.coloring.config import ColoringConfig
 from tests.conftest import build_case, build_small
 
 PLAIN = SimpleNamespace(canonical_form=lambda x, y: y)  # a task without symmetries
@@ -195,6 +197,15 @@ def test_pairs_separate_in_answers_and_in_states(path_graph, tokens):
     assert result.differ_by_step.tolist() == [1, 1, 1, 1]
     assert result.distance_different.tolist() == pytest.approx([0, 1.5, 1.5, 1.5, 1.5])
     assert result.distance_same.tolist() == pytest.approx([0, 3, 3, 3, 3])
+
+
+def test_padding_does_not_bring_states_together():
+    task = Coloring(ColoringConfig(layout="graph", min_vertices=3, vertices=6))
+    x = task.parse("Bw")[None]  # three of six positions are padding
+    h = torch.zeros(2, 2, 1, 6, 2)
+    h[:, 1, :, :3] = 1.0
+    result = separation(task, x, Trajectories(torch.zeros(1, 2, 1, 6).long(), h))
+    assert result.distance_same.tolist() == pytest.approx([1, 1])
 
 
 def test_pairs_of_all_inputs_count_equally():

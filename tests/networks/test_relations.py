@@ -226,6 +226,12 @@ def test_fewer_heads_than_relations_are_an_error():
     check_mixer("relations", SPECS["graphs"], 0)
 
 
+def test_learned_terms_know_a_limited_number_of_relations():
+    check_mixer("relation_terms", replace(SPECS["graphs"], relations=8))
+    with pytest.raises(ConfigError, match="at most 8 relations, not 9"):
+        check_mixer("relation_terms", replace(SPECS["graphs"], relations=9))
+
+
 @pytest.mark.parametrize("model", ["gram", "direct"])
 def test_positions_before_the_input_are_an_error(model):
     parts = {} if model == "gram" else {"prior": "none", "guide": "prior"}

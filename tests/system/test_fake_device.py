@@ -123,3 +123,14 @@ def test_a_checkpoint_is_diagnosed_on_the_device(run_directory, tmp_path):
         assert cli(scaling.main, *arguments, "--out", tmp_path, "--seeds", 1, "--inputs", 2) == 0
         assert cli(diagnose.main, *arguments, "--out", tmp_path / "diagnosis", "--inputs", 2) == 0
     assert (tmp_path / "diagnosis" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_graphs_of_several_sizes_are_diagnosed_on_the_device(tmp_path):
+    sizes = ["--task.layout", "graph", "--task.vertices", 6, "--task.min_vertices", 5, "--model.mixer", "relations"]
+    sizes += ["--model.heads", 4, "--heads.attention_heads", 4]
+    with fake_device(run, diagnose) as device:
+        assert cli(run.main, *SMALL, *SIZES, *sizes, "--out", tmp_path / "run", "--device", device) == 0
+        arguments = ["--checkpoint", tmp_path / "run", "--device", device, "--depth", 1, "--inputs", 2]
+        assert cli(diagnose.main, *arguments, "--out", tmp_path / "diagnosis") == 0
+    assert (tmp_path / "diagnosis" / "report.html").exists()

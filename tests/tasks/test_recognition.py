@@ -91,6 +91,7 @@ def test_a_faulty_file_goes_to_the_task_that_explains_the_fault(file, names):
         ("ann bob\nbob cy\ncy ann", ["coloring"]),
         ("0 1 {}\n1 2 {}\n7", ["coloring"]),
         ("GhCGKC 01.2.... colors=4", ["coloring"]),
+        ("O?`D@?OcAa?O?G?@?CG_? 0..1............", ["coloring"]),  # sixteen clues are no board of 4x4
         ("c only a comment", ["coloring"]),
         ("04 12\n02 00\n21 00\n43 20", ["sudoku"]),  # boxes, not edges
         ("10 11\n11 12\n12 13\n13 10", ["coloring"]),

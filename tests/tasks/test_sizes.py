@@ -1,10 +1,12 @@
 """Batches and rollouts of inputs of several sizes."""
 
+import networkx as nx
 import pytest
 import torch
 
 from pyro_gram.build import build
 from pyro_gram.config import make_run_config
+from pyro_gram.errors import InputError
 from pyro_gram.inference.sites import ANSWER
 from pyro_gram.sampling.rollout import rollout, run_steps
 from pyro_gram.tasks.batches import TargetStream
@@ -105,6 +107,22 @@ def test_a_solver_answers_graphs_of_several_sizes_in_their_order():
     answers = solver.solve(texts, num_samples=4, depth=2, colors=4)
     assert [one.input.split()[0] for one in answers] == texts
     assert [len(one.solutions[0].solution) for one in answers] == [5, 4, 7, 8]
+
+
+def test_large_inputs_run_in_smaller_chunks():
+    solver = small_solver()
+    small, large = (solver._tokens([nx.path_graph(n)]) for n in (8, 32))
+    assert solver._chunk_size(None, large) * 4 == solver._chunk_size(None, small)
+    assert solver._chunk_size(20, large) < solver._chunk_size(20, small) / 3
+
+
+def test_an_input_that_is_all_padding_is_refused():
+    solver = small_solver()
+    x = solver.task.parse("C~")[None].repeat(2, 1, 1)
+    x[1] = 0
+    x[1].diagonal().fill_(solver.task.spec.padding)
+    with pytest.raises(InputError, match="input 2 has no token that is not padding"):
+        solver.solve(x)
 
 
 def test_all_names_of_solutions_are_right_answers_and_nothing_else_is(task):
