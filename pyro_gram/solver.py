@@ -233,7 +233,7 @@ class Solver:
         if len(x) == 0:
             raise InputError("no input: give at least one")
         if not has_event_shape(self.task, x.shape[1:]):
-            event, largest = spec.input_shape, self.task.max_positions
+            event, largest = spec.input_shape, self.task.max_size
             sizes = f", or the same with any size up to {largest}" if spec.padding is not None and largest else ""
             raise InputError(f"x must have the shape [B, {', '.join(map(str, event))}]{sizes}, not {list(x.shape)}")
         tokens = x

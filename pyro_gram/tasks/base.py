@@ -190,7 +190,7 @@ class Task(ABC):
     classifier: ClassVar[str] = ""  # "digits": samples are scored by the digit classifier
     equivalence: ClassVar[str] = ""  # says what ``canonical_form`` ignores: "up to the names of the colours"
     difficulty_label: ClassVar[str] = ""  # an axis label for ``difficulty``
-    max_positions: int | None = None  # the largest size of an input, if inputs of several sizes are solved
+    max_size: int | None = None  # the size of the largest input that is read; None for that of the splits
     size_field: ClassVar[str] = ""  # the config field of an input's size; the config has ``solved_sizes``
     max_colors: int = 0  # the largest number of colours that ``with_colors`` accepts; 0 if the task has no such number
     paper_name: str = ""  # the key of this task in diagnostics/paper.toml; empty if the paper has no such task

@@ -65,12 +65,12 @@ def input_with_colors(task: Task, x: Tensor, colors: int) -> Tensor:
 
 
 def has_event_shape(task: Task, shape: Sequence[int]) -> bool:
-    """Return whether ``shape`` is the shape of one input; a task with ``max_positions`` accepts every smaller size."""
+    """Return whether ``shape`` is the shape of one input; a task with ``max_size`` accepts every smaller size."""
     spec = task.spec
-    if spec.padding is None or task.max_positions is None:
+    if spec.padding is None or task.max_size is None:
         return tuple(shape) == spec.input_shape
     dims = len(spec.input_shape)
-    return len(shape) == dims and len(set(shape)) == 1 and 1 <= shape[0] <= task.max_positions
+    return len(shape) == dims and len(set(shape)) == 1 and 1 <= shape[0] <= task.max_size
 
 
 def _parse_item(task: Task, item: Any, number: int) -> Tensor:

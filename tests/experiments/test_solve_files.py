@@ -142,7 +142,7 @@ def test_graphs_of_all_sizes_are_solved_with_one_checkpoint(folder, capsys):
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [one["input"] for one in answers] == ["GhCGKC", PETERSEN]
     assert all(one["solutions"][0]["valid"] and one["colors"] == 3 for one in answers)
-    assert pyro_gram.load("coloring").task.max_positions == 64
+    assert pyro_gram.load("coloring").task.max_size == 64
 
 
 # ---- checkpoints by name -----------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_boards_of_4_to_20_rows_are_read_and_written(m):
     y = pad_answers(solution, len(x))
     assert task.format_solution(x, y) == text_of(solution.tolist())
     assert task.is_valid(x, y)
-    assert len(x) <= task.max_positions == 20
+    assert len(x) <= task.max_size == 20
     assert x.max() < task.spec.input_vocabulary
 
 
@@ -260,7 +260,7 @@ def test_boards_of_one_size_keep_the_splits_of_the_layout_row():
         assert torch.equal(task.split(split).solutions, old_task.split(split).solutions)
     assert task.paper_name == "nqueens8"
     assert make().paper_name == ""
-    assert (old_task.max_positions, task.max_positions) == (8, 20)
+    assert (old_task.max_size, task.max_size) == (None, 20)
 
 
 @pytest.mark.parametrize("preset", ["sizes", "sizes-orbit"])

@@ -7,6 +7,7 @@ import torch
 from pyro_gram.build import build
 from pyro_gram.config import make_run_config
 from pyro_gram.errors import InputError
+from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.inference.sites import ANSWER
 from pyro_gram.sampling.rollout import rollout, run_steps
 from pyro_gram.tasks.batches import TargetStream
@@ -136,3 +137,18 @@ def test_all_names_of_solutions_are_right_answers_and_nothing_else_is(task):
     assert answers.tolist() == padded[task.is_valid(x.expand(len(every), -1, -1), padded)].tolist()
     counts = task.log_namings(x, puzzles.solutions_of(index)).exp().round()
     assert counts.sum() == len(answers)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [*({"prior": name} for name in ("student_t", "mixture", "low_rank", "flow")), {"guide": "mean_field"}],
+    ids=lambda names: "-".join(names.values()),
+)
+def test_graphs_of_one_size_need_no_mask_and_take_every_prior_and_guide(names):
+    sizes = {"min_vertices": 0, "colors": 3, "planted_graphs": 0, "planted_vertices": 20}
+    solver = build(make_run_config({**NAMES, **names}, {**SMALL, "task": {**SMALL["task"], **sizes}}))
+    assert solver.task.spec.padding is None
+    x, y = solver.task.split("train").sample_pairs(4, torch.Generator().manual_seed(0))
+    assert solver.task.spec.structure(x).mask is None
+    loss = MeanFieldELBO().loss(solver.model, solver.guide, x, y)
+    assert torch.isfinite(torch.as_tensor(loss)).all()

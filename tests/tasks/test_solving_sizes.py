@@ -35,7 +35,7 @@ class GraphsConfig:
 
 class Graphs(Task):
     Config = GraphsConfig
-    max_positions = LARGEST
+    max_size = LARGEST
     max_colors = 4
 
     def __init__(self, config=None, data_dir=None):

@@ -44,11 +44,11 @@ class GraphColoring(Coloring, layout="graph"):
     An input says how many colours its answers may use; a clue is the given colour of a vertex.
 
     Attributes:
-        max_positions: the number of vertices of the largest graph that is read.
+        max_size: the number of vertices of the largest graph that is read.
         max_colors: the most colours that an input may use.
     """
 
-    max_positions = MAX_POSITIONS
+    max_size = MAX_POSITIONS
 
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
         self.config = config
@@ -257,8 +257,8 @@ class GraphColoring(Coloring, layout="graph"):
     def _check_order(self, n: int) -> None:
         if not self.config.min_vertices:
             super()._check_order(n)
-        elif not MIN_VERTICES <= n <= self.max_positions:
-            raise InputError(f"the graph has {n} vertices; this task reads {MIN_VERTICES} to {self.max_positions}")
+        elif not MIN_VERTICES <= n <= self.max_size:
+            raise InputError(f"the graph has {n} vertices; this task reads {MIN_VERTICES} to {self.max_size}")
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:
         """Cut a file into graphs: one on each line, or in DIMACS one for each p line; a list of edges is one graph."""

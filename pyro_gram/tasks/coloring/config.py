@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_choice, check_range, check_seed
 from pyro_gram.errors import ConfigError
@@ -12,7 +12,7 @@ MIN_COLORS, MAX_COLORS = 3, 6
 MIN_VERTICES = 3
 MAX_VERTICES = 12  # graphs of the splits whose solutions are all listed; 12 vertices have about 3^11 / 2 colourings
 MAX_POSITIONS = 64  # the largest graph that can be solved
-GRAPH_FIELDS = {"colors": 3, "min_vertices": 0, "planted_graphs": 0, "planted_vertices": 20}  # with their defaults
+GRAPH_FIELDS = ("colors", "min_vertices", "planted_graphs", "planted_vertices")  # other layouts ignore them
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ class ColoringConfig:
 
     def _check_sizes(self) -> None:
         """Raise ConfigError for fields that the layout ignores, and for sizes that contradict each other."""
+        changes = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         if self.layout != "graph":
-            for name, default in GRAPH_FIELDS.items():
-                if getattr(self, name) != default:
+            for name in GRAPH_FIELDS:
+                if name in changes:
                     raise ConfigError(f"{name} needs layout = graph: layout {self.layout} ignores it")
         if self.min_vertices:
             check_range(self, min_vertices=(MIN_VERTICES, self.vertices))
@@ -75,7 +76,7 @@ class ColoringConfig:
             check_range(self, planted_vertices=(self.min_vertices, MAX_POSITIONS))
         else:
             for name in ("colors", "planted_vertices"):
-                if getattr(self, name) != GRAPH_FIELDS[name]:
+                if name in changes:
                     raise ConfigError(
                         f"{name} needs planted_graphs: the other graphs are drawn as graphs of three colours"
                     )

@@ -75,7 +75,7 @@ class NQueens(Task):
             self.spec = TaskSpec(n, None, n + 1, n, n)
         else:
             self.spec = TaskSpec(n * n, None, 3, n * n, 3)
-        self.max_positions = squares.MAX_SIZE if self.has_squares else self.spec.input_length
+        self.max_size = squares.MAX_SIZE if self.has_squares else None
 
     # ---- layouts -----------------------------------------------------------------------------------------------
 
