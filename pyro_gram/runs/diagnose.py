@@ -254,14 +254,11 @@ def _examine_one_input(scope: Scope, findings: Findings) -> None:
     """Draw the landscape of one input, and how the answers to it develop."""
     task, model, temper = scope.solver.task, scope.solver.model, scope.solver.config.temper
     index = index_with_few_solutions(scope.test)
-    solutions = scope.test.solutions_of(index)
-    if scope.test.inputs is None:
-        x = None
-    else:
-        x, solutions = task.spec.crop(scope.test.inputs[index : index + 1], solutions)
-        solutions = task.with_all_names(x[0], solutions)
-        x = scope.on_device(x)
-    solutions = solutions if scope.test.has_all_solutions else None
+    every_solution, x = scope.test.solutions_of(index), None
+    if scope.test.inputs is not None:
+        single_input, every_solution = task.spec.crop(scope.test.inputs[index : index + 1], every_solution)
+        every_solution, x = task.with_all_names(single_input[0], every_solution), scope.on_device(single_input)
+    solutions = every_solution if scope.test.has_all_solutions else None
     settings: dict[str, Any] = {"depth": scope.depth, "seed": scope.seed, "temper": temper}
     count = min(LANDSCAPE_SAMPLES, scope.chunk_size())
     surface = landscape(model, task, x, solutions, num_samples=count, **settings)
