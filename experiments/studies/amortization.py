@@ -56,8 +56,9 @@ def mean_field_at(guide: nn.Module, model: Any, x: Tensor, y: Tensor, steps: int
     rows = mean_field_guide.encode(x, y)
     with torch.no_grad():
         for t, q in posteriors.items():
-            mean_field_guide.loc[rows, t] = q.base_dist.loc
-            mean_field_guide.log_scale[rows, t] = (q.base_dist.scale / config.initial_scale).log()
+            length = q.event_shape[0]  # without padding
+            mean_field_guide.loc[rows, t, :length] = q.base_dist.loc
+            mean_field_guide.log_scale[rows, t, :length] = (q.base_dist.scale / config.initial_scale).log()
     return mean_field_guide
 
 
@@ -130,6 +131,7 @@ def main(argv: list[str]) -> int:
     x, y = puzzles.sample_pairs(arguments.inputs, generator_for(1, arguments.inputs))
     if x is None or guide_traits(guide).follows_prior:
         raise ConfigError("this study needs a task with inputs and a guide with an inference network")
+    x, y = solver.task.spec.crop(x, y)
     bounds = {"guide": bounds_of(model, guide, x, y, arguments.depth)}
     mean_field_guide = mean_field_at(guide, model, x, y, arguments.depth)
     fit(mean_field_guide, model, x, y, arguments.depth, arguments.updates, arguments.lr)
