@@ -76,7 +76,7 @@ class Diffusion(OneStepModel):
 
     def predict(self, e_x: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
         """Return the denoiser's logits of the clean answer, ``[..., L_out, classes]``."""
-        return self.open_values(self.denoiser(e_x, tokens, time, self.bias))
+        return self.open_values(self.denoiser(e_x, tokens, time, *self.context))
 
     def answer_length(self, e_x: Tensor) -> int:
         """Return the number of tokens of an answer, padding included, for e_x ``[..., L, D]``."""

@@ -242,6 +242,9 @@ def markdown(study: dict[str, Any]) -> str:
         cells = [name, str(row["inputs"]), *shares, coverage, f"{mean(r['steps'] for r in rows):.1f}"]
         cells += [f"{factor * row[key]:.{digits}f}" for _, key, factor, digits in baselines]
         lines.append(f"| {' | '.join(cells)} |")
+    times = [run["single_seconds"] for run in runs if "single_seconds" in run]
+    if times:
+        lines += ["", f"{NUM_SAMPLES} samples for a single graph of {TIMED_SIZE} vertices take {mean(times):.1f} s."]
     return "\n".join(lines)
 
 

@@ -13,8 +13,6 @@ from pyro_gram.diagnostics import paper
 SIZES_ROWS = (
     ("coloring", "random, 10 vertices", "colouring, 10 vertices (1)", "coloring10"),
     ("coloring", "random, 32 vertices", "colouring, 32 vertices (2)", ""),
-    ("nqueens-input", "8 rows", "8 queens (3)", "nqueens8"),
-    ("nqueens-input", "10 rows", "10 queens (3)", "nqueens10"),
     ("nqueens", "8 rows", "8 queens, split by orbit (3)", ""),
     ("nqueens", "10 rows", "10 queens, split by orbit (3)", ""),
     ("nqueens", "14 rows, never trained", "14 queens (2)", ""),
