@@ -86,7 +86,7 @@ def sampling(name: str, repeats: int, depths: tuple[int, ...] = DEPTHS) -> dict[
     widths = [row(w, DEPTH) for w in SAMPLE_COUNTS]
     return {
         "size": name,
-        "positions": solver.model.get_buffer("h0").shape[0],
+        "positions": solver.task.spec.positions,
         "widths": widths,
         "depths": [row(NUM_SAMPLES, d) for d in depths],
         "width20_over_width1": seconds[f"20x{DEPTH}"]["median"] / seconds[f"1x{DEPTH}"]["median"],

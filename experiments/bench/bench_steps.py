@@ -149,7 +149,8 @@ def check_same_updates(name: str, steps: int = 3, tolerance: float = 1e-3) -> li
     Raises:
         UserError: the losses, the moments of the gradients, or the weights differ.
     """
-    pyro_trainer, torch_trainer = make_trainer(assemble(name)), make_trainer(assemble(name))
+    solver = assemble(name)
+    pyro_trainer, torch_trainer = make_trainer(solver), make_trainer(assemble(name))
     x, y = pyro_trainer.batches(0)
     assert x is not None
     torch_update, adam = torch_step(torch_trainer, x, y)
@@ -252,7 +253,7 @@ def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
     return {
         "size": name,
         "batch": len(y),
-        "positions": pyro_trainer.model.get_buffer("h0").shape[0],
+        "positions": solver.task.spec.positions,
         **times,
         "pyro_over_torch": ratio["median"],
         "ratio_quartiles": ratio["quartiles"],

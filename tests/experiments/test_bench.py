@@ -28,6 +28,7 @@ def test_both_steps_compute_the_same_loss(monkeypatch, transitions):
     row = bench_steps.compare("cpu", repeats=4)
     assert len({round(loss, 3) for loss in row["loss"]}) == 3  # each update changes the weights, and so the loss
     assert row["pyro_over_torch"] > 0
+    assert row["positions"] == 6
     # On an idle machine a step is slower than its products, and the fraction is below 1. On a busy machine other
     # processes may slow the products down more than the step.
     assert row["roofline_fraction"] == pytest.approx(row["gflops"] / row["machine_gflops"], rel=0.5)
