@@ -149,8 +149,7 @@ def check_same_updates(name: str, steps: int = 3, tolerance: float = 1e-3) -> li
     Raises:
         UserError: the losses, the moments of the gradients, or the weights differ.
     """
-    solver = assemble(name)
-    pyro_trainer, torch_trainer = make_trainer(solver), make_trainer(assemble(name))
+    pyro_trainer, torch_trainer = make_trainer(assemble(name)), make_trainer(assemble(name))
     x, y = pyro_trainer.batches(0)
     assert x is not None
     torch_update, adam = torch_step(torch_trainer, x, y)
@@ -236,7 +235,8 @@ class Products(TorchDispatchMode):
 def compare(name: str, repeats: int, warmup: int = 3) -> dict[str, Any]:
     """Time the Pyro step, the torch step and the products in turn. Return the times and the ratio Pyro to torch."""
     losses = check_same_updates(name)
-    pyro_trainer, torch_trainer = make_trainer(assemble(name)), make_trainer(assemble(name))
+    solver = assemble(name)
+    pyro_trainer, torch_trainer = make_trainer(solver), make_trainer(assemble(name))
     x, y = pyro_trainer.batches(0)
     assert x is not None
     step = pyro_step(pyro_trainer, x, y)
