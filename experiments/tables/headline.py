@@ -178,7 +178,7 @@ def generated_table(deterministic: dict[str, Any]) -> str:
 def diagnoses_table(diagnoses: dict[str, dict[str, Any]]) -> str:
     """Return the table of the diagnoses of all checkpoints."""
     lines = [
-        "| checkpoint | its answers | its likelihoods | its guide | right samples "
+        "| checkpoint | its answers | its likelihoods | its guide | right samples (inputs) "
         "| total variation above perfect sampling "
         "| log p(y\\|x), nats: by the prior, by the weights; ELBO of the same pairs; log p(y\\|x) of a perfect model "
         "| pairs: both trusted, agree | k-hat > 0.7 | largest deviation of ranks (band of uniform ranks) |",
@@ -190,7 +190,7 @@ def diagnoses_table(diagnoses: dict[str, dict[str, Any]]) -> str:
         perfect_log_p = e.get("log_p_perfect")
         lines.append(
             f"| `{name}` | {' | '.join(_level(d, subject) for subject in (SAMPLES, ESTIMATES, GUIDE))} "
-            f"| {_number(accuracy)} | {_number(evenness)} "
+            f"| {_number(accuracy)} ({d['metrics']['num_inputs']}) | {_number(evenness)} "
             f"| {e['log_p_prior']:.2f}, {e['log_p_guide']:.2f}; {e['iwae']['1']:.2f}; {_number(perfect_log_p, 2)} "
             f"| {e['both_trusted']}, {e['agree']} of {e['pairs']} | {e['khat_above']:.2f} "
             f"| {deviation:.2f} ({d['ranks']['band']:.2f}) |"

@@ -15,6 +15,7 @@ SIZES_ROWS = (
     ("coloring", "random, 32 vertices", "colouring, 32 vertices (2)", ""),
     ("nqueens", "8 rows", "8 queens, split by orbit (3)", ""),
     ("nqueens", "10 rows", "10 queens, split by orbit (3)", ""),
+    ("nqueens", "12 rows, never trained", "12 queens (2)", ""),
     ("nqueens", "14 rows, never trained", "14 queens (2)", ""),
     ("sudoku", "4 rows", "Sudoku 4x4", ""),
     ("sudoku", "6 rows", "Sudoku 6x6", ""),
