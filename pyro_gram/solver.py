@@ -6,6 +6,7 @@ of the answers name such settings (:meth:`Solver.frequency_caveats`).
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -290,6 +291,9 @@ class Solver:
         from pyro_gram.answers import FEWEST_COLORS, solve_with_fewest_colors
         from pyro_gram.tasks.inputs import input_with_colors
 
+        for name in settings.keys() - SampleSettings.__annotations__.keys():
+            hint = difflib.get_close_matches(name, (*SampleSettings.__annotations__, "colors", "num_samples", "select"))
+            raise TypeError(f"unknown option {name!r}{f': did you mean {hint[0]}?' if hint else ''}")
         num_samples, seed = to_int("num_samples", num_samples), to_int("seed", seed)
         depth = None if depth is None else to_int("depth", depth)
         check_counts(seed=seed, num_samples=num_samples)

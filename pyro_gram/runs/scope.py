@@ -74,11 +74,12 @@ class Scope:
 
         They have the size that most inputs with several solutions have.
         """
-        puzzles, spec = self.with_several_solutions(len(self.test)), self.solver.task.spec
-        if puzzles.inputs is None:
+        if not self.has_input:
             return None
-        sizes = spec.sizes_of(puzzles.inputs)
-        x = puzzles.inputs[sizes == sizes.mode().values][:count]
+        x, spec = self.with_several_solutions(len(self.test)).inputs, self.solver.task.spec
+        assert x is not None
+        sizes = spec.sizes_of(x)
+        x = x[sizes == sizes.mode().values][:count]
         return self.on_device(spec.crop(x, x)[0])
 
     def sample_pairs(self, puzzles: PuzzleSet, count: int) -> tuple[Tensor | None, Tensor]:

@@ -152,3 +152,8 @@ def test_graphs_of_one_size_need_no_mask_and_take_every_prior_and_guide(names):
     assert solver.task.spec.structure(x).mask is None
     loss = MeanFieldELBO().loss(solver.model, solver.guide, x, y)
     assert torch.isfinite(torch.as_tensor(loss)).all()
+
+
+def test_a_misspelt_option_of_solve_is_an_error():
+    with pytest.raises(TypeError, match="unknown option 'colours': did you mean colors?"):
+        small_solver().solve(["C~"], colours=4)
