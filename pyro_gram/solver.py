@@ -210,7 +210,10 @@ class Solver:
     def _chunk_size(self, memory: float | None, tokens: Tensor | None) -> int:
         """Return how many trajectories of the largest of the inputs ``tokens`` run at once, in ``memory`` MB."""
         spec = self.task.spec
-        positions = spec.positions if tokens is None else int(spec.positions_of(tokens).max())
+        positions = spec.positions
+        if tokens is not None and spec.padding is not None:
+            with generator_lock():  # the lock also limits a forked process to one thread
+                positions = int(spec.positions_of(tokens).max())
         if memory is None:
             return chunk_size(positions)
         sizes = model_sizes(self.config.model)
