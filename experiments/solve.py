@@ -32,6 +32,7 @@ from pyro_gram.tasks.terminal import wants_colour
 
 # options of Solver.stream
 SOLVER_OPTIONS = ("num_samples", "depth", "seed", "select", "colors", "halt", "draws", "memory")
+STDIN_NAME = "standard input"  # in messages
 FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # largest numbers of inputs, and of answers for each input, in --figure
 MAX_TITLE = 20  # an input with more characters is titled by its number in a figure
 JSON_HELP = (
@@ -132,10 +133,10 @@ def read_sources(arguments: Any) -> list[Source]:
     if arguments.input is not None:
         return [read_source(arguments.input, f"--input {arguments.input}")]
     if arguments.files:
-        return [read_source(file, "standard input" if file == "-" else file) for file in arguments.files]
+        return [read_source(file, STDIN_NAME if file == "-" else file) for file in arguments.files]
     if sys.stdin is not None and sys.stdin.isatty():
         raise UserError("there is no puzzle: name a FILE, or pipe a text (- reads what you type)")
-    return [read_source("-", "standard input")]
+    return [read_source("-", STDIN_NAME)]
 
 
 def read_source(file: str, name: str) -> Source:
@@ -247,7 +248,8 @@ def make_jobs(sources: list[Source], solvers: Solvers, arguments: Any) -> list[J
             keep_going = arguments.keep_going and solver.task.spec.has_input
             inputs = read_inputs(solver.task, source.text, arguments.colors, keep_going)
         except (InputError, CheckpointError) as e:
-            raise (UserError(f"{source.name}: {e}") if len(sources) > 1 and source.name not in str(e) else e) from None
+            is_named = source.name in str(e) or (source.name == STDIN_NAME and len(sources) == 1)
+            raise (e if is_named else UserError(f"{source.name}: {e}")) from None
         if not jobs or jobs[-1].solver is not solver:
             jobs.append(Job(solver, []))
         jobs[-1].inputs += inputs
@@ -265,7 +267,7 @@ def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator
 
 
 def format_solved(solver: Solver, answers: Answers, colour: bool = False) -> str:
-    """Return the readable output for one input: a line for each answer, and a picture of the first one."""
+    """Return the readable output for one input: a line for each answer, and a picture of one."""
     steps = (
         f", {answers.mean_steps:.1f} of {answers.depth} steps on average" if answers.mean_steps < answers.depth else ""
     )
@@ -287,8 +289,8 @@ def format_solved(solver: Solver, answers: Answers, colour: bool = False) -> str
         lines.append(describe_colors(answers))
     lines += [f"  {a.solution}  {describe(a, answers.num_samples)}" for a in answers.solutions]
     lines.append(f"  frequencies: {'an estimate of ' * (not answers.caveats)}{answers.frequencies}")
-    best = answers.solutions[0].y if answers.solutions else None
-    picture = solver.task.render(answers.x, best, colour=colour)
+    shown = next((a for a in answers.solutions if a.valid), next(iter(answers.solutions), None))  # a right one, if any
+    picture = solver.task.render(answers.x, None if shown is None else shown.y, colour=colour)
     return "\n".join([*lines, *(f"    {line}".rstrip() for line in picture.splitlines()), ""])
 
 

@@ -100,9 +100,10 @@ class D3PM(Diffusion):
         return T * kl  # at t = 1 the KL is the reconstruction, because q is a point mass at y
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
-        T, shape = self.config.diffusion_steps, (*e_x.shape[:-2], self.answer_length(e_x))
+        T, mask = self.config.diffusion_steps, self.answer_mask(e_x)
+        shape = (*e_x.shape[:-2], mask.shape[-1])
         tokens = dist.Categorical(probs=self.stationary).sample(shape)
-        log_p, mask = torch.zeros(shape[:-1], device=e_x.device), self.answer_mask(e_x)
+        log_p = torch.zeros(shape[:-1], device=e_x.device)
         for step in range(T, 0, -1):
             t = torch.full(shape[:-1], step, device=e_x.device)
             y_0 = self._pad_mask(self.predict(e_x, tokens, t / T).softmax(-1))

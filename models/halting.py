@@ -101,7 +101,7 @@ class _Halting(GRAM):
         """Observe at ``halt`` whether the present answer is right; record at ``halted`` which trajectories halt."""
         logits = self.halt_logits(state.h)
         is_right = (self.likelihood(state.h).base_dist.logits.argmax(-1) == y).all(-1)
-        with poutine.scale(scale=HALT_WEIGHT * self.num_tokens()):
+        with poutine.scale(scale=HALT_WEIGHT * self.answer_mask(e_x).sum(-1)):
             pyro.sample(
                 HALT,
                 dist.Bernoulli(logits=logits[..., 0]),

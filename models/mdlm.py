@@ -10,7 +10,6 @@ and ``pyro.factor`` adds it to the loss. A draw starts with all tokens masked an
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import isqrt
 
 import pyro
 import pyro.distributions as dist
@@ -60,7 +59,7 @@ class Diffusion(OneStepModel):
         self.denoiser = Denoiser(answer, self.stack(), decoder, config.width, uses_time)
 
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
-        if self.spec.has_value_positions and self.answer_length(e_x) > self.spec.output_length:
+        if self.spec.has_value_positions and self.answer_mask(e_x).shape[-1] > self.spec.output_length:
             raise InputError(f"this diffusion model solves boards of at most {self.spec.output_length} rows")
         if y is not None:
             pyro.factor(ANSWER, -self.loss(e_x, y))
@@ -77,19 +76,6 @@ class Diffusion(OneStepModel):
     def predict(self, e_x: Tensor, tokens: Tensor, time: Tensor) -> Tensor:
         """Return the denoiser's logits of the clean answer, ``[..., L_out, classes]``."""
         return self.open_values(self.denoiser(e_x, tokens, time, *self.context))
-
-    def answer_length(self, e_x: Tensor) -> int:
-        """Return the number of tokens of an answer, padding included, for e_x ``[..., L, D]``."""
-        if not self.has_relations:
-            return self.spec.output_length
-        return isqrt(e_x.shape[-2]) if self.spec.has_value_positions else e_x.shape[-2]
-
-    def answer_mask(self, e_x: Tensor) -> Tensor:
-        """Return the tokens of an answer that are not padding, bool ``[..., L_out]``, for e_x ``[..., L, D]``."""
-        length = self.answer_length(e_x)
-        if self.mask is None:
-            return torch.ones(length, dtype=torch.bool, device=e_x.device)
-        return self.mask.unflatten(-1, (length, -1)).any(-1) if self.spec.has_value_positions else self.mask
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
         """Return a draw, int64 ``[..., L_out]``, and the summed log probabilities of its tokens, nats, ``[...]``."""
@@ -115,10 +101,11 @@ class MDLM(Diffusion):
         return -(log_p * is_masked).sum(-1) / time
 
     def draw(self, e_x: Tensor) -> tuple[Tensor, Tensor]:
-        length = self.answer_length(e_x)
+        mask = self.answer_mask(e_x)
+        length = mask.shape[-1]
         steps = self.config.sampling_steps or length
         # An input with padding starts later, so that its number of steps is that of its tokens.
-        own_steps = self.config.sampling_steps or self.answer_mask(e_x).sum(-1, keepdim=True)
+        own_steps = self.config.sampling_steps or mask.sum(-1, keepdim=True)
         tokens = torch.full((*e_x.shape[:-2], length), self.mask_token, device=e_x.device)
         log_p = torch.zeros(e_x.shape[:-2], device=e_x.device)
         for step in range(steps, 0, -1):

@@ -6,7 +6,6 @@ of the answers name such settings (:meth:`Solver.frequency_caveats`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from pyro_gram.checks import check_choice, check_counts, to_int
+from pyro_gram.checks import check_choice, check_counts, did_you_mean, to_int
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import InputError, UserError
 from pyro_gram.inference.contract import model_sizes, model_traits
@@ -99,8 +98,8 @@ class Solver:
         """Sample trajectories of the prior.
 
         Args:
-            x: one input or several: texts, networkx graphs, or integer tokens ``[B, *event]``; None for p(x), where
-                B is 1.
+            x: one input or several: texts, the ``pathlib.Path`` of a file of texts, networkx graphs, or integer
+                tokens ``[B, *event]``; None for p(x), where B is 1.
             num_samples: N, the number of trajectories per input.
             depth: the maximal number of supervision steps; None for the depth of the config.
             seed: the seed of the draws.
@@ -239,7 +238,9 @@ class Solver:
         if not has_event_shape(self.task, x.shape[1:]):
             event, largest = spec.input_shape, self.task.max_size
             sizes = f", or the same with any size up to {largest}" if spec.padding is not None and largest else ""
-            raise InputError(f"x must have the shape [B, {', '.join(map(str, event))}]{sizes}, not {list(x.shape)}")
+            advice = "; give a matrix as networkx.from_numpy_array(matrix)" if len(event) == x.ndim == 2 else ""
+            shape = ", ".join(map(str, event))
+            raise InputError(f"x must have the shape [B, {shape}]{sizes}, not {list(x.shape)}{advice}")
         tokens = x
         if spec.puzzles:
             tokens = x[:, 1:]
@@ -264,7 +265,7 @@ class Solver:
         Equally frequent answers are ordered by score, then by first appearance.
 
         Args:
-            x: one input or several: texts, networkx graphs, or integer tokens ``[B, *event]``.
+            x: as for :meth:`sample`.
             num_samples, depth, seed: as for :meth:`sample`.
             select: ``all`` distinct answers; or a single one: ``vote``, the most frequent answer; ``value``, the most
                 frequent answer unless the value head trusts another clearly more (``sampling.selection``);
@@ -295,8 +296,8 @@ class Solver:
         from pyro_gram.tasks.inputs import input_with_colors
 
         for name in settings.keys() - SampleSettings.__annotations__.keys():
-            hint = difflib.get_close_matches(name, (*SampleSettings.__annotations__, "colors", "num_samples", "select"))
-            raise TypeError(f"unknown option {name!r}{f': did you mean {hint[0]}?' if hint else ''}")
+            options = (*SampleSettings.__annotations__, "colors", "num_samples", "select")
+            raise TypeError(f"unknown option {name!r}{did_you_mean(name, options)}")
         num_samples, seed = to_int("num_samples", num_samples), to_int("seed", seed)
         depth = None if depth is None else to_int("depth", depth)
         check_counts(seed=seed, num_samples=num_samples)

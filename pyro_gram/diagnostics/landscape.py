@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from pyro_gram.checks import check_counts
-from pyro_gram.diagnostics.trajectories import answers_of, number_answers, on_cpu, record_steps, states_of
+from pyro_gram.diagnostics.trajectories import answers_of, number_answers, record_steps, states_of, to_cpu
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import ANSWER
 from pyro_gram.sampling.rollout import Decode
@@ -112,7 +112,7 @@ def landscape(
     return Landscape(
         points,
         samples.loss,
-        number_answers(task.canonical_form(on_cpu(x), samples.tokens[:, None]))[:, 0],
+        number_answers(task.canonical_form(to_cpu(x), samples.tokens[:, None]))[:, 0],
         _is_right(task, x, samples.tokens),
         mean_points,
         None if mean is None else mean.loss[:, 0],
@@ -180,7 +180,7 @@ def loss_of(end: Decode, solutions: Tensor | None) -> Tensor:
 
 def _is_right(task: Task, x: Tensor | None, tokens: Tensor) -> Tensor | None:
     """Return the mask of right answers, bool ``[N]``; None if the right answers are not known."""
-    x, tokens = on_cpu(x), tokens[:, None]
+    x, tokens = to_cpu(x), tokens[:, None]
     if not task.is_checkable or not task.has_known_answer(x, tokens).all():
         return None
     return task.is_valid(x, tokens)[:, 0]

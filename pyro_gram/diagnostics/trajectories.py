@@ -106,7 +106,7 @@ def states_of(end: Decode) -> Tensor:
     return end.state.h.expand(n, b, -1, -1).cpu()
 
 
-def on_cpu(x: Tensor | None) -> Tensor | None:
+def to_cpu(x: Tensor | None) -> Tensor | None:
     """Return inputs on the CPU; None stays None."""
     return None if x is None else x.cpu()
 
@@ -159,7 +159,7 @@ def attractors(task: Task, x: Tensor | None, tokens: Tensor) -> Attractors:
         x: the inputs, int64 ``[B, *event]``; None for p(x).
         tokens: int64 ``[S, N, B, L_out]``, as in :class:`Trajectories`.
     """
-    x = on_cpu(x)
+    x = to_cpu(x)
     canonical = task.canonical_form(x, tokens)
     is_right = task.is_valid(x, tokens) if task.is_checkable else None
     steps, n = tokens.shape[:2]
@@ -221,7 +221,7 @@ class Separation:
 
 def separation(task: Task, x: Tensor | None, trajectories: Trajectories) -> Separation:
     """Measure when trajectories that end in different answers separate, in their answers and in their states."""
-    canonical = task.canonical_form(on_cpu(x), trajectories.tokens)
+    canonical = task.canonical_form(to_cpu(x), trajectories.tokens)
     n = trajectories.tokens.shape[1]
     i, j = torch.triu_indices(n, n, offset=1)
     differences, distances = [], []
@@ -347,7 +347,7 @@ def guidance_influence(
         def final_answers(handler: Messenger) -> Tensor:
             with Temper(temper), handler:
                 end = run_steps(model, x, start, num_samples, depth)
-            return task.canonical_form(on_cpu(x), answers_of(end))
+            return task.canonical_form(to_cpu(x), answers_of(end))
 
         recorder = _RecordGuidance()
         original_answers, eps = final_answers(recorder), recorder.eps

@@ -18,7 +18,7 @@ from torch.compiler import is_compiling
 
 from pyro_gram.checks import AT_LEAST_1, check_choice, check_range
 from pyro_gram.errors import ConfigError
-from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, FusedRotaryAttention, on_cpu
+from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, FusedRotaryAttention, can_fuse
 
 MIXERS = ("attention", "swiglu", "relations", "relation_terms")
 MAX_RELATIONS = 8  # the most relations of a task, for learned terms
@@ -102,7 +102,7 @@ class RMSNorm(nn.Module):
     """Root-mean-square normalisation of ``x``, or of ``x + branch``, over the last dimension; no gain (as in TRM)."""
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
-        if branch is not None and on_cpu(x, branch):
+        if branch is not None and can_fuse(x, branch):
             return FusedResidualNorm.apply(x, branch)
         return F.rms_norm(x if branch is None else x + branch, x.shape[-1:])
 
@@ -184,7 +184,7 @@ class RotaryAttention(nn.Module):
         qkv = F.linear(x, weight).view(math.prod(batch), L, 3, self.heads, D // self.heads // 2, 2)
         rotation = self.rotation[:L]
         bias = None if bias is None else bias.expand(*batch, self.heads, L, L)
-        if self.is_fused and self.mask is None and L <= MAX_POSITIONS and on_cpu(qkv, rotation):
+        if self.is_fused and self.mask is None and L <= MAX_POSITIONS and can_fuse(qkv, rotation):
             scaled_rotation = torch.view_as_complex(rotation * self.scale)
             values = FusedRotaryAttention.apply(torch.view_as_complex(qkv), scaled_rotation, bias)
             return self.out(values.view(*batch, L, D))

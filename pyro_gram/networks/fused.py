@@ -31,7 +31,7 @@ def plain_forms() -> Iterator[None]:
         _use_plain.reset(token)
 
 
-def on_cpu(*tensors: Tensor) -> bool:
+def can_fuse(*tensors: Tensor) -> bool:
     """Return whether all tensors are on the CPU, all float32 or all float64, and no compiler or transform is active."""
     dtypes = {t.dtype for t in tensors}
     return (

@@ -92,15 +92,12 @@ class RelationalModule(nn.Module):
         """The positions that are not padding, bool ``[..., L]``; None if no position is padding."""
         return None if self.structure is None else self.structure.mask
 
-    def num_tokens(self) -> Tensor | int:
-        """Return the number of tokens of each answer that are not padding, int64 ``[...]``, or one number for all."""
+    def answer_mask(self, e_x: Tensor) -> Tensor:
+        """Return the tokens of an answer that are not padding, bool ``[..., L_out]``, for e_x ``[..., L, D]``."""
         if self.structure is None:
-            return self.spec.output_length
-        mask = self.structure.mask
-        num_positions = self.structure.tokens.shape[-1] if mask is None else mask.sum(-1)
-        if not self.spec.has_value_positions:
-            return num_positions
-        return isqrt(num_positions) if isinstance(num_positions, int) else num_positions.double().sqrt().round().long()
+            return e_x.new_ones(self.spec.output_length, dtype=torch.bool)
+        mask = e_x.new_ones(e_x.shape[-2], dtype=torch.bool) if self.mask is None else self.mask
+        return mask.unflatten(-1, (isqrt(mask.shape[-1]), -1)).any(-1) if self.spec.has_value_positions else mask
 
     def at_positions(self, state: Tensor) -> Tensor:
         """Return a state ``[..., L, D]`` with zeros at padding."""

@@ -25,7 +25,7 @@ from pyro_gram.diagnostics.plots.posterior import evidence_figure, terms_figure
 from pyro_gram.diagnostics.plots.run import pluralize
 from pyro_gram.diagnostics.plots.trajectories import animate, attractors_figure, influence_figure, landscape_figure
 from pyro_gram.diagnostics.sbc import simulate_ranks
-from pyro_gram.diagnostics.trajectories import attractors, guidance_influence, separation, trace_trajectories
+from pyro_gram.diagnostics.trajectories import attractors, guidance_influence, separation, to_cpu, trace_trajectories
 from pyro_gram.inference.contract import model_sizes, model_traits
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
@@ -95,7 +95,7 @@ def examine_samples(scope: Scope, findings: Findings) -> None:
     if guide_of(solver) is not None:
         pairs = scope.test.subset(len(puzzles) if scope.has_input else min(BOUND_PAIRS, scope.max_inputs))
         x, y = scope.sample_pairs(pairs, len(pairs) if scope.has_input else min(BOUND_PAIRS, scope.max_inputs))
-        metrics |= bound_metrics(solver, pairs, None if x is None else x.cpu(), y, scope.depth, scope.seed)
+        metrics |= bound_metrics(solver, pairs, to_cpu(x), y, scope.depth, scope.seed)
     history = validation_history(scope.rows)
     metrics["depth"] = scope.depth
     new_verdicts = verdicts.from_metrics(metrics, history, summary, _training_accuracy(scope))
@@ -159,7 +159,7 @@ def examine_evidence(scope: Scope, findings: Findings) -> None:
         new_verdicts += [verdicts.importance_weights(summary), verdicts.agreement(summary)]
     numbers = estimates.to_dict()
     if puzzles.has_all_solutions:
-        log_ms = puzzles.num_solutions.double().log() + solver.task.log_namings(None if x is None else x.cpu(), y.cpu())
+        log_ms = puzzles.num_solutions.double().log() + solver.task.log_namings(to_cpu(x), y.cpu())
         log_m, difference = log_ms.mean().item(), estimates.log_p + log_ms
         error = None if x is None else difference.std(correction=0).item() / len(difference) ** 0.5
         untrusted_share = summary["believed"][NEITHER] / summary["pairs"]

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_gram.diagnostics.bounds import Bounds, bounds
+from pyro_gram.diagnostics.trajectories import to_cpu
 from pyro_gram.inference.contract import model_traits, prior_of, prior_traits
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
@@ -169,7 +170,7 @@ def bound_metrics(
     if puzzles.has_all_solutions:
         from pyro_gram.diagnostics.metrics import excess
 
-        log_namings = solver.task.log_namings(None if x is None else x.cpu(), y.cpu())
+        log_namings = solver.task.log_namings(to_cpu(x), y.cpu())
         metrics["excess"] = excess(measured_bounds.full, puzzles.num_solutions[: len(y)], log_namings).mean().item()
     if not prior_traits(prior_of(solver.model)).has_density:  # without a density these numbers are not bounds
         metrics |= dict.fromkeys(("elbo", "elbo_full", "elbo_surrogate", "excess"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pyro_gram.errors import InputError
-from pyro_gram.system.text import decode, normalize_text
+from pyro_gram.system.text import MAX_PUZZLE_BYTES, decode, normalize_text, read_text
 from pyro_gram.tasks.base import Task
 
-INPUT_TYPES = "give texts, networkx graphs, or whole numbers as a tensor or an array"
+INPUT_TYPES = "give texts, a pathlib.Path, networkx graphs, or whole numbers as a tensor or an array"
 
 
 def input_tokens(task: Task, x: Any) -> Tensor:
@@ -24,12 +25,14 @@ def input_tokens(task: Task, x: Any) -> Tensor:
 
     Args:
         task: parses texts and graphs.
-        x: a text or its bytes, a graph, a tensor or array of integers ``[B, *event]``; or an iterable of texts, of
-            graphs, or of arrays ``[*event]``.
+        x: a text or its bytes, the path of a file of texts, a graph, a tensor or array of integers ``[B, *event]``; or
+            an iterable of texts, of graphs, or of arrays ``[*event]``.
 
     Raises:
         InputError: ``x`` has another type, is empty, or holds something that is not an input of the task.
     """
+    if isinstance(x, Path):
+        return _stack(task, list(task.read_inputs(read_text(x, limit=MAX_PUZZLE_BYTES))))
     if isinstance(x, Tensor) or (isinstance(x, np.ndarray) and x.dtype.kind not in "OSU"):
         return _check_tokens(task, _to_integers(x))
     if isinstance(x, str | bytes | bytearray) or _is_graph(x):
@@ -41,6 +44,11 @@ def input_tokens(task: Task, x: Any) -> Tensor:
     rows = [_parse_item(task, item, number) for number, item in enumerate(x, start=1)]
     if not rows:
         raise InputError("no input: give at least one")
+    return _stack(task, rows)
+
+
+def _stack(task: Task, rows: list[Tensor]) -> Tensor:
+    """Stack inputs ``[*event]`` to ``[B, *event]``. Raises InputError if they differ in shape beyond padding."""
     if task.spec.padding is not None and all(has_event_shape(task, row.shape) for row in rows):
         size = max(row.shape[-1] for row in rows)
         rows = [task.spec.pad(row, size) for row in rows]
@@ -78,7 +86,12 @@ def _parse_item(task: Task, item: Any, number: int) -> Tensor:
     if isinstance(item, bytes | bytearray):
         item = decode(bytes(item), "an input of bytes")
     if isinstance(item, str):
-        return task.parse(normalize_text(item))
+        try:
+            return task.parse(normalize_text(item))
+        except InputError as e:
+            raise (
+                InputError(f"{e} (to read the file of this name, give pathlib.Path)") if _is_file(item) else e
+            ) from None
     if _is_graph(item):
         return task.parse_graph(item)
     if isinstance(item, Tensor | np.ndarray | list | tuple):
@@ -115,7 +128,8 @@ def _check_tokens(task: Task, tokens: Tensor, first: int = 1) -> Tensor:
         if not is_same:
             raise InputError(
                 f"the numbers of input {number} are not the tokens that task.parse returns for its text (an array of a "
-                "board or a matrix is not read): give a text, such as str(array.tolist()), or a networkx graph"
+                "board or a matrix is not read): give a text, such as str(array.tolist()), or a graph, such as "
+                "networkx.from_numpy_array(array)"
             )
     return tokens
 
@@ -144,6 +158,14 @@ def _to_integers(values: Any) -> Tensor:
     if array.is_floating_point() or array.is_complex() or array.dtype == torch.bool:
         raise InputError(f"tokens are whole numbers, not {array.dtype}: {INPUT_TYPES}")
     return array.long()
+
+
+def _is_file(text: str) -> bool:
+    """Return whether a text is the name of a file."""
+    try:
+        return "\n" not in text and Path(text).is_file()
+    except (OSError, ValueError):  # too long, or not a name
+        return False
 
 
 def _is_graph(x: Any) -> bool:

@@ -27,6 +27,7 @@ LATIN_BLANKS = ".0*_-xX?"
 DIGITS = "123456789"
 SEPARATORS = " \t\n|+=,;[](){}\"'"
 QUEENS = "Qq\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
+SIGNS_OF_QUEENS = set(QUEENS + "._-*01 ,;|\t")
 LOST_CELLS = 3  # a list of about as many numbers as a Sudoku has cells may be a damaged Sudoku
 EDGE = re.compile(r"\(?\s*\d{1,6}[\s,;]+\d{1,6}([\s,;]+[-+]?\d*\.?\d+)?\s*\)?")  # two vertices, and perhaps a weight
 GRAPH_FILE = re.compile(r"\s*((strict\s+)?(di)?graph\b|<|>>(di)?graph6<<|>>sparse6<<)", re.I)  # GML, Graphviz, XML
@@ -226,8 +227,10 @@ def _resembles_queens(text: str) -> bool:
     lines = _lines_of_boards(text)
     if any(line.count("/") > 2 and len(line) <= 1000 and not _has_rows_of_digits(line) for line in lines):
         return True
-    if any(set(line) & set(QUEENS) and not set(line) - set(QUEENS + "._-*01 ,;|\t") for line in lines):
+    if any(set(line) & set(QUEENS) and not set(line) - SIGNS_OF_QUEENS for line in lines):
         return True
+    if len(lines) > 1 and all(len(line) == len(lines) and not set(line) - SIGNS_OF_QUEENS for line in lines):
+        return True  # a square of blanks and ones that is no board: too small, or its queens attack each other
     lists = [[number for number in _numbers_of(line) if number not in (None, 0, -1)] for line in lines]
     return bool(lists) and all(len(numbers) > 1 and len(set(numbers)) == len(numbers) for numbers in lists)
 
@@ -266,7 +269,7 @@ def _parse_sudoku(text: str, on_size: Callable[[int], None]) -> None:
 
 
 def _resembles_sudoku(text: str) -> bool:
-    """Return whether at least nine of ten signs in a text are digits or blanks, and two of them differ from 0 and 1."""
+    """Return whether at least nine of ten signs in a text are digits or blanks, and one is a digit from 2 to 9."""
     from pyro_gram.tasks.sudoku.text import remove_answer
 
     lines = list(filter(None, map(remove_answer, _lines_of_boards(text))))
@@ -274,7 +277,7 @@ def _resembles_sudoku(text: str) -> bool:
     digits = [sign for sign in signs if sign in DIGITS]
     is_graph = all(map(EDGE.fullmatch, lines))
     num_cells = len(digits) + sum(sign in LATIN_BLANKS for sign in signs)
-    return not is_graph and len(set(digits) - {"1"}) > 1 and num_cells >= max(4, 0.9 * len(signs))
+    return not is_graph and bool(set(digits) - {"1"}) and num_cells >= max(4, 0.9 * len(signs))
 
 
 def _latin_squares(text: str) -> list[Puzzle]:

@@ -4,13 +4,14 @@ import io
 import json
 import re
 
+import networkx as nx
 import pytest
 import torch
 
 import experiments.solve
 import pyro_gram
 from pyro_gram import checkpoint
-from pyro_gram.answers import Answers
+from pyro_gram.answers import Answer, Answers
 from pyro_gram.errors import CheckpointError, InputError
 from pyro_gram.tasks import advice
 from tests.conftest import ROOT
@@ -106,6 +107,12 @@ def test_a_terminal_is_not_waited_for(monkeypatch, capsys):
         (SUDOKU.replace(".412", ".41"), [], "4 rows of 3 or 4 cells|3 rows|one line|board has"),
         ("....\n" * 4, [], "a.txt may be a puzzle of nqueens or sudoku: decide with --task or --checkpoint"),
         ("hello world", [], "a.txt is of no notation that is recognized"),
+        ("C~", ["--colors", "3"], "^error: a.txt: the graph is not 3-colourable .*: allow more, up to 6"),
+        ("F~~~w", [], "the graph is not 6-colourable .*: this task has no more colours"),
+        ("0 1 0.5\n1 2 1.5", [], "a list of edges has two vertices on each line, and no weights"),
+        ("...\n...\n...", [], "the board has 3 rows; this task reads boards of 4 to 20"),
+        ("11..\n....\n....\n....", [], "the queens at row 1"),
+        ("11..\n..3.\n....\n....", [], "the clues contradict each other: row 1 has 1 twice"),
         ("# nothing", [], "there is no puzzle in the text"),
         (SUDOKU, ["--task", "sudoky"], "unknown task 'sudoky'.*did you mean sudoku?"),
         (SUDOKU, ["--task", "coloring", "--checkpoint", "sudoku"], "--task is coloring, and .* of the task sudoku"),
@@ -194,6 +201,23 @@ def test_the_output_says_how_many_colours_were_needed(distinct_valid, fewer, lin
     second_line = experiments.solve.format_solved(solver, answers).splitlines()[1]
     assert second_line.startswith(f"  with {colors} colours")
     assert line in second_line
+
+
+def test_the_first_right_answer_is_drawn():
+    solver = pyro_gram.load("nqueens")
+    x = solver.task.parse(".Q../..../..../....")
+    wrong, right = (torch.tensor(columns + [0] * (len(x) - 4)) for columns in ([0, 1, 2, 3], [1, 3, 0, 2]))
+    found = [Answer(str(y.tolist()), 1, is_right, -1.0, None, y) for y, is_right in ((wrong, False), (right, True))]
+    counts = {"distinct": 2, "distinct_valid": 1, "total": 1, "mean_steps": 1.0, "caveats": ()}
+    for solutions, y in ((found, right), (found[:1], wrong)):
+        text = experiments.solve.format_solved(solver, Answers("", solutions, 2, 1, "all", **counts, x=x))
+        assert all(line.rstrip() in text for line in solver.task.render(x, y).splitlines())
+
+
+def test_a_long_graph_is_named_by_its_size():
+    task = pyro_gram.load("coloring").task
+    assert task.title(task.parse_graph(nx.path_graph(4))) == "Ch"
+    assert task.title(task.parse_graph(nx.path_graph(32))) == "graph of 32 vertices, 31 edges"
 
 
 def test_an_input_that_needs_more_colours_is_reported_in_its_place(monkeypatch):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from pyro_gram.networks import core
 from pyro_gram.networks.core import RotaryAttention, make_stack
-from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, on_cpu, plain_forms
+from pyro_gram.networks.fused import MAX_POSITIONS, FusedResidualNorm, can_fuse, plain_forms
 
 D = 16
 
@@ -16,7 +16,7 @@ def fused_and_plain(monkeypatch, module, x):
     values = []
     for is_plain in (False, True):
         if is_plain:
-            monkeypatch.setattr(core, "on_cpu", lambda *_: False)
+            monkeypatch.setattr(core, "can_fuse", lambda *_: False)
         leaf = x.clone().requires_grad_()
         y = module(leaf)
         weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
@@ -99,9 +99,9 @@ def test_an_empty_batch_and_half_precision_run():
 def test_half_precision_uses_plain_operations():
     stack = make_stack("attention", 1, 5, D, 2, 12)
     x = torch.randn(2, 5, D)
-    assert on_cpu(x)
-    assert not on_cpu(x.bfloat16())
-    assert not on_cpu(x, x.bfloat16())
+    assert can_fuse(x)
+    assert not can_fuse(x.bfloat16())
+    assert not can_fuse(x, x.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
         y = stack(x)
     assert (y - stack(x)).abs().max() < 0.1

@@ -253,6 +253,17 @@ def test_bytes_and_texts_may_begin_with_a_mark(solver, encoding):
         assert solver.solve(x, num_samples=2) == expected
 
 
+def test_a_path_stands_for_all_puzzles_of_its_file(solver, tmp_path, monkeypatch):
+    (tmp_path / "graphs.g6").write_text("\n".join(TEXTS))
+    expected = solver.solve(TEXTS, num_samples=2)
+    assert [a.solutions for a in solver.solve(tmp_path / "graphs.g6", num_samples=2)] == [a.solutions for a in expected]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="to read the file of this name, give pathlib.Path"):
+        solver.solve("graphs.g6")
+    with pytest.raises(InputError, match="graphs.g7"):
+        solver.solve(tmp_path / "graphs.g7")
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [

@@ -181,6 +181,19 @@ def test_an_unclear_text_is_refused_with_the_options_that_decide():
             choose_task(text, "a.txt")
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("11..\n..3.\n....\n....", "sudoku"),  # a clue twice in a row
+        ("...\n...\n...", "nqueens"),  # too small
+        ("11..\n....\n....\n....", "nqueens"),  # two queens in a row
+        ("0 1 0.5\n1 2 1.5", "coloring"),  # weights
+    ],
+)
+def test_a_faulty_puzzle_is_taken_for_what_it_resembles(text, name):
+    assert recognize(text) == [name]
+
+
 def test_a_long_text_is_recognized_by_its_beginning():
     assert recognize((BOARD_9 + "\n") * 200_000) == ["sudoku"]
     assert recognize("p edge 3 2\n" + "e 1 2\n" * 300_000) == ["coloring"]

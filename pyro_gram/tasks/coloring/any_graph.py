@@ -37,6 +37,8 @@ from pyro_gram.tasks.coloring.task import Coloring
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MAX_TITLE = 40  # a title with more characters does not show the text of the graph
+
 
 class GraphColoring(Coloring, layout="graph"):
     """Colour the vertices of a graph so that no edge joins two vertices of one colour, and all clues are kept.
@@ -242,7 +244,10 @@ class GraphColoring(Coloring, layout="graph"):
         is_possible, method = is_colorable(adjacency, clues, colors)
         if is_possible is False:
             clause = " with its clues" if clues.max() >= 0 else ""
-            raise InputError(f"the graph{clause} is not {colors}-colourable ({method}): no answer exists")
+            limit = (
+                f"allow more, up to {self.max_colors}" if colors < self.max_colors else "this task has no more colours"
+            )
+            raise InputError(f"the graph{clause} is not {colors}-colourable ({method}): {limit}")
 
     def count_solutions(self, x: Tensor) -> int | None:
         """Count the colourings of one input up to the names of colours without a clue; None if they are too many."""
@@ -272,6 +277,14 @@ class GraphColoring(Coloring, layout="graph"):
         return super().format_input(x) + write_suffix(
             clues, colors if colors > max(MIN_COLORS, max(clues) + 1) else None
         )
+
+    def title(self, x: Tensor | None) -> str:
+        """Return the graph in graph6 with its clues or, if this is long, the numbers of vertices and edges."""
+        text = super().title(x)
+        if len(text) <= MAX_TITLE:
+            return text
+        graph = self._graph(x)
+        return f"graph of {graph.number_of_nodes()} vertices, {graph.number_of_edges()} edges"
 
     def format_solution(self, x: Tensor | None, y: Tensor) -> str:
         """Return the colours as digits, vertex by vertex."""

@@ -31,7 +31,7 @@ def split_queens(text: str, sizes: Container[int]) -> list[PuzzleText]:
 def row_length(line: str, sizes: Container[int]) -> int:
     """Return the number of squares if the line is a row of a board, otherwise 0."""
     cells = [] if "/" in line else cells_of(line, sizes.__contains__) or []
-    return len(cells) if len(cells) >= MIN_SIZE and all(map(_is_square, cells)) else 0
+    return len(cells) if len(cells) > 1 and all(map(_is_square, cells)) else 0
 
 
 def _is_square(cell: str) -> bool:
