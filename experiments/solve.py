@@ -268,9 +268,8 @@ def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator
 
 def format_solved(solver: Solver, answers: Answers, colour: bool = False) -> str:
     """Return the readable output for one input: a line for each answer, and a picture of one."""
-    steps = (
-        f", {answers.mean_steps:.1f} of {answers.depth} steps on average" if answers.mean_steps < answers.depth else ""
-    )
+    is_early = answers.mean_steps < answers.depth
+    steps = f", {answers.mean_steps:.1f} of {answers.depth} steps on average" if is_early else ""
     introductions = {
         "vote": ", the most frequent:",
         "value": ", by vote and value:",
@@ -379,10 +378,8 @@ def main(argv: list[str]) -> int:
     if arguments.figure and figure_answers:
         write_figure(jobs[0].solver, figure_answers, arguments.figure)
         if num_inputs - num_failed > len(figure_answers):
-            print(
-                f"{arguments.figure} shows the first {len(figure_answers)} of {num_inputs - num_failed} inputs",
-                file=sys.stderr,
-            )
+            shares = f"the first {len(figure_answers)} of {num_inputs - num_failed} inputs"
+            print(f"{arguments.figure} shows {shares}", file=sys.stderr)
     if num_failed:
         print(f"{num_failed} of {pluralize(num_inputs, 'input')} cannot be solved", file=sys.stderr)
     return 1 if num_failed else 0

@@ -207,10 +207,10 @@ def test_the_first_right_answer_is_drawn():
     solver = pyro_gram.load("nqueens")
     x = solver.task.parse(".Q../..../..../....")
     wrong, right = (torch.tensor(columns + [0] * (len(x) - 4)) for columns in ([0, 1, 2, 3], [1, 3, 0, 2]))
-    found = [Answer(str(y.tolist()), 1, is_right, -1.0, None, y) for y, is_right in ((wrong, False), (right, True))]
+    solutions = [Answer(str(y.tolist()), 1, is_right, -1.0, None, y) for y, is_right in ((wrong, False), (right, True))]
     counts = {"distinct": 2, "distinct_valid": 1, "total": 1, "mean_steps": 1.0, "caveats": ()}
-    for solutions, y in ((found, right), (found[:1], wrong)):
-        text = experiments.solve.format_solved(solver, Answers("", solutions, 2, 1, "all", **counts, x=x))
+    for listed, y in ((solutions, right), (solutions[:1], wrong)):
+        text = experiments.solve.format_solved(solver, Answers("", listed, 2, 1, "all", **counts, x=x))
         assert all(line.rstrip() in text for line in solver.task.render(x, y).splitlines())
 
 
