@@ -28,7 +28,7 @@ from pyro_gram.diagnostics.metrics import coverage_limit
 from pyro_gram.errors import UserError
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, call
-from pyro_gram.system.files import check_writable, write_json
+from pyro_gram.system.files import check_writable, read_json, write_json
 from pyro_gram.system.machine import environment
 from pyro_gram.tasks.coloring.exact import is_colorable
 from pyro_gram.tasks.nqueens.exact import has_completion
@@ -248,11 +248,21 @@ def markdown(study: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def read_studies(path: Path, task: str, count: int) -> dict[str, Any]:
+    """Return the checkpoints that were measured before. Raises UserError if they were measured on other inputs."""
+    results = read_json(path)
+    tasks = {study["task"] for study in results["checkpoints"].values()}
+    if tasks != {task} or results["inputs"] != count:
+        raise UserError(f"{path} holds other inputs: measure all checkpoints again, without --add")
+    return results["checkpoints"]
+
+
 def main(argv: list[str]) -> int:
     parser = Parser("sizes.py", description=__doc__)
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".safetensors, or a run")
     parser.add_argument("--inputs", type=int, default=100, metavar="B", help="inputs of each group (default 100)")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="default: sizes_TASK.json beside this script")
+    parser.add_argument("--add", action="store_true", help="keep the other seeds of the file that --out names")
     arguments = parser.parse_args(argv)
     if arguments.inputs < 1:
         raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
@@ -264,8 +274,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"checkpoints of several tasks ({', '.join(sorted(tasks))}): give those of one task")
     if len({solver.config.seed for solver in solvers}) < len(solvers):
         raise UserError("two of the checkpoints have the same seed: give those of one preset")
-    studies = {f"seed{solver.config.seed}": measure_checkpoint(solver, arguments.inputs) for solver in solvers}
-    out = arguments.out or HERE / f"sizes_{tasks.pop()}.json"
+    task = tasks.pop()
+    out = arguments.out or HERE / f"sizes_{task}.json"
+    studies = read_studies(out, task, arguments.inputs) if arguments.add else {}
+    studies |= {f"seed{solver.config.seed}": measure_checkpoint(solver, arguments.inputs) for solver in solvers}
     results = {"checkpoints": studies, "inputs": arguments.inputs, "environment": environment()}
     write_json(out, results)
     write_markdown(out, markdown(results))

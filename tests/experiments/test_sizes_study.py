@@ -47,6 +47,16 @@ def test_each_size_has_a_row_over_all_seeds(save, tmp_path):
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["3 rows", "4 rows"]
 
 
+def test_a_seed_is_added_to_those_that_were_measured(save, tmp_path, capsys):
+    first, _ = run(tmp_path, save("a", seed=3, **LATIN))
+    both, _ = run(tmp_path, save("b", seed=5, **LATIN), "--add")
+    assert both["checkpoints"]["seed3"] == first["checkpoints"]["seed3"]
+    assert list(both["checkpoints"]) == ["seed3", "seed5"]
+    options = [save("c", seed=6, **LATIN), "--add", "--inputs", "3", "--out", str(tmp_path / "sizes.json")]
+    assert call(sizes.main, options) == 2
+    assert "holds other inputs" in capsys.readouterr().err
+
+
 def test_queens_are_also_measured_on_boards_that_training_never_saw(save, tmp_path, monkeypatch):
     monkeypatch.setattr(sizes, "QUEENS_SIZES", (8, 13))
     task = {"size": 6, "min_size": 5, "layout": "square", "validation": 8}
