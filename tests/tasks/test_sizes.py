@@ -155,5 +155,5 @@ def test_graphs_of_one_size_need_no_mask_and_take_every_prior_and_guide(names):
 
 
 def test_a_misspelt_option_of_solve_is_an_error():
-    with pytest.raises(TypeError, match="unknown option 'colours': did you mean colors?"):
+    with pytest.raises(TypeError, match="unknown option 'colours'; did you mean colors?"):
         small_solver().solve(["C~"], colours=4)
