@@ -13,11 +13,10 @@ from pyro_gram.diagnostics import paper
 SIZES_ROWS = (
     ("coloring", "random, 10 vertices", "colouring, 10 vertices (1)", "coloring10"),
     ("coloring", "random, 32 vertices", "colouring, 32 vertices (2)", ""),
-    ("nqueens", "8 rows", "8 queens, split by orbit (3)", ""),
+    ("nqueens-input", "8 rows", "8 queens, the paper's split (3)", "nqueens8"),
+    ("nqueens-input", "10 rows", "10 queens, the paper's split (3)", "nqueens10"),
     ("nqueens", "10 rows", "10 queens, split by orbit (3)", ""),
-    ("nqueens", "12 rows, never trained", "12 queens (2)", ""),
     ("nqueens", "14 rows, never trained", "14 queens (2)", ""),
-    ("sudoku", "4 rows", "Sudoku 4x4", ""),
     ("sudoku", "6 rows", "Sudoku 6x6", ""),
     ("latin", "6 rows", "Latin squares 6x6", ""),
 )
