@@ -193,7 +193,7 @@ def neutralize_padding(distribution: Any, mask: Tensor | None) -> Any:
     Raises:
         ConfigError: positions of this distribution are not independent, or no such form of it is known.
     """
-    if mask is None or is_delta(distribution):
+    if mask is None or is_delta(distribution) or getattr(distribution, "is_neutral_at_padding", False):
         return distribution
     base = getattr(distribution, "base_dist", distribution)
     if isinstance(base, dist.Normal):

@@ -8,6 +8,7 @@ a new trajectory starts at z_0. If a model does not halt, an equal share of the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyro_gram.inference.sites import data_plates
 from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
 from pyro_gram.system.distributed import ProcessGroup
+from pyro_gram.training.on_policy import prior_end
 
 EXPLORATION = 0.1  # share of trajectories that must make a random number of steps, at least 2, before they may halt
 
@@ -49,12 +51,12 @@ class Carry:
     def replace_finished(self, model: Any, x: Tensor | None, y: Tensor) -> Carry:
         """If a trajectory is finished, replace its pair with the pair in the same row of ``x`` and ``y``."""
         assert self.state is not None
-        with torch.no_grad(), data_plates(self.finished.shape):
-            start = model.initial_state(self.state.h)
-        pairs = zip(start, self.state, strict=True)
-        state = LatentState(*(_where(self.finished, new_values, old_values) for new_values, old_values in pairs))
         x = None if x is None or self.x is None else _where(self.finished, x, self.x)
         y = _where(self.finished, y, self.y)
+        with data_plates(self.finished.shape) if x is None else nullcontext():
+            start = prior_end(model, x, 0).state
+        pairs = zip(start, self.state, strict=True)
+        state = LatentState(*(_where(self.finished, new_values, old_values) for new_values, old_values in pairs))
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state)
 
     def advance(self, terms: StepTerms, max_steps: int) -> Carry:

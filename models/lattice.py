@@ -1,0 +1,170 @@
+r"""Lattice GRAM: recursive reasoning over the candidates of an answer.
+
+The high level is a lattice h in {0, 1}^{L x V}: which values each position of the answier may still take.
+
+.. math::
+
+    l_{t,k} &= f(l_{t,k-1} + \mathrm{embed}(h_{t-1}) + e_x), \quad k = 1..K   \\
+    u_t &= \text{logits of } l_{t,K} \text{ over the open values of } h_{t-1}      \\
+    \epsilon_t &\sim p(\epsilon_t | u_t) \quad\text{(some positions, and a value for each)} \\
+    h_t &= h_{t-1} \text{ with these positions closed to their values}
+
+The guide takes the values of y. So the KL of a transition is the sum of -log p of the values that it decides, and the
+bound on log p(y | x) is that of an any-order autoregressive model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference import sites
+from pyro_gram.inference.contract import ModelTraits
+from pyro_gram.networks.core import CoreConfig, LatentState, init_linear_, make_embedding, make_stack
+from pyro_gram.networks.embeddings import answer_decoder, embed_input, input_encoder
+from pyro_gram.networks.relations import CLOSED, RelationalModule
+from pyro_gram.registry import MODELS
+from pyro_gram.spec import TaskSpec
+
+
+@dataclass(frozen=True)
+class LatticeConfig(CoreConfig):
+    """Sizes of the core, and the length of the latent process.
+
+    Attributes:
+        low_steps: K, applications of f in a transition.
+        transitions: T, transitions in one supervision step.
+        truncated: True: only the last transition of a supervision step has a gradient and a KL.
+        prefix: positions of zeros before the input.
+        recursion_weight: weight in training of the loss after each of the first K - 1 applications of f.
+        is_carried: whether l is kept from one transition to the next; if not, each starts at l_0.
+    """
+
+    low_steps: int = 3
+    transitions: int = 1
+    truncated: bool = False
+    prefix: int = 0
+    recursion_weight: float = 1.0
+    is_carried: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, transitions=AT_LEAST_1, prefix=AT_LEAST_0, recursion_weight=AT_LEAST_0)
+
+
+@MODELS.register("lattice")
+class Lattice(RelationalModule):
+    """The generative program p(y, tau | x), or p(y, tau) if x is None. ``prior`` is a module u -> p(eps | u)."""
+
+    Config = LatticeConfig
+    traits = ModelTraits(
+        default_parts={"prior": "decisions", "guide": "reveal"},
+        default_settings={"train": {"act": True, "supervision_steps": 16, "on_policy_depth": 0}},
+    )
+    l0: Tensor
+
+    def __init__(self, config: LatticeConfig, spec: TaskSpec, prior: nn.Module) -> None:
+        super().__init__(config, spec)
+        length = 1 if self.has_relations else config.prefix + spec.input_length
+        self.encoder = input_encoder(spec, config.width, config.prefix, self.has_relations)
+        self.lattice_encoder = LatticeEncoder(spec, config.width, length, self.has_relations)
+        self.f = make_stack(config.mixer, config.layers, length, config.width, config.heads, config.hidden)
+        self.prior = prior
+        self.decoder = answer_decoder(spec, config.width, self.has_relations)
+        self.register_buffer("l0", torch.randn(length, config.width))
+
+    def forward(
+        self,
+        x: Tensor | None,
+        y: Tensor | None = None,
+        state: LatentState | None = None,
+        *,
+        steps: int = 1,
+        truncated: bool | None = None,
+        beta: float = 1.0,
+    ) -> Tensor:
+        """Sample ``steps`` supervision steps from ``state``, then y. Arguments and result are those of GRAM.
+
+        The state is ``h [..., B, L_out, V]``, 1 for an open value, and ``l [..., B, L, D]``.
+        """
+        sites.register_parameters("model", self)
+        e_x = embed_input(self.encoder, self.read(x), self.l0, None if y is None else y.shape[:-1])
+        with sites.data_plates(e_x.shape[:-2]):
+            h, l = state or self.initial_state(e_x)
+            T = self.config.transitions
+            truncated = self.config.truncated if truncated is None else truncated
+            for t in pyro.markov(range(steps * T)):
+                has_kl = not truncated or (t + 1) % T == 0
+                with torch.set_grad_enabled(has_kl and torch.is_grad_enabled()), poutine.mask(mask=has_kl):
+                    l = self.refine(h, l, e_x, y if has_kl else None, t)
+                    u = pyro.deterministic(sites.proposal_site(t), self.logits(h, l), event_dim=2)
+                    with poutine.scale(scale=beta):
+                        eps = pyro.sample(sites.guidance_site(t), self.prior(u))
+                    h = torch.where(eps.sum(-1, keepdim=True) > 0, eps, h)
+            sites.record_state(LatentState(h, l))
+            pyro.deterministic(sites.HALTED, (h.sum(-1) == 1).all(-1))
+            return pyro.sample(sites.ANSWER, self.likelihood(LatentState(h, l)), obs=y)
+
+    def refine(self, h: Tensor, l: Tensor, e_x: Tensor, y: Tensor | None, t: int) -> Tensor:
+        """Apply f K times. With y, add the loss of the predictions after all applications but the last."""
+        injection = self.lattice_encoder(h) + e_x
+        if not self.config.is_carried:
+            l = self.l0.expand_as(injection)
+        losses = []
+        for k in range(self.config.low_steps):
+            l = self.at_positions(self.f(l + injection, *self.context))
+            if y is not None and self.config.recursion_weight and k + 1 < self.config.low_steps:
+                log_p = self.logits(h, l).log_softmax(-1)
+                losses.append(-log_p.gather(-1, y[..., None]).squeeze(-1).sum(-1))
+        if losses:
+            sites.add_training_loss(f"recursion_{t}", self.config.recursion_weight * torch.stack(losses).mean(0))
+        return l
+
+    def initial_state(self, e_x: Tensor) -> LatentState:
+        """Return z_0: h is open but for what the input closes."""
+        values = None if self.structure is None else self.structure.values
+        shape = e_x.shape[:-2]
+        if values is None:
+            h = e_x.new_ones(*shape, self.spec.output_length, self.spec.output_classes)
+        else:
+            h = values.to(e_x.dtype).expand(*shape, *values.shape[-2:])
+        return LatentState(h, self.l0.expand_as(e_x))
+
+    def logits(self, h: Tensor, l: Tensor) -> Tensor:
+        """Return the logits of the answer, ``[..., L_out, V]``, CLOSED at the closed values of h."""
+        return self.open_values(self.decoder(l)).masked_fill(h < 0.5, CLOSED)
+
+    def likelihood(self, state: LatentState) -> dist.TorchDistribution:
+        """Return p(y | h_T, l_T): a decided position has its value, and any other is independent of the rest."""
+        return dist.Categorical(logits=self.logits(state.h, state.l)).to_event(1)
+
+
+class LatticeEncoder(nn.Module):
+    """Embed a lattice ``[..., L_out, V]`` at the positions of the sequence, ``[..., L, D]``."""
+
+    def __init__(self, spec: TaskSpec, width: int, length: int, has_relations: bool) -> None:
+        super().__init__()
+        if spec.image is not None:
+            raise ConfigError("images are not yet supported by the model lattice")
+        self.has_value_positions = spec.has_value_positions
+        self.length = 0 if has_relations else length
+        if self.has_value_positions:
+            self.embedding = make_embedding(3, width)
+            self.scale = width**0.5
+        else:
+            self.linear = init_linear_(nn.Linear(spec.output_classes + 1, width, bias=False))
+
+    def forward(self, h: Tensor) -> Tensor:
+        is_decided = h.sum(-1, keepdim=True) < 1.5
+        if self.has_value_positions:
+            return self.embedding((h * (1 + is_decided)).long().flatten(-2)) * self.scale
+        e = self.linear(torch.cat((h, is_decided.to(h.dtype)), -1))
+        pad = self.length - e.shape[-2] if self.length else 0
+        return nn.functional.pad(e, (0, 0, pad, 0)) if pad else e

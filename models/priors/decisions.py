@@ -1,0 +1,55 @@
+"""The prior of a lattice: which positions of the answer are decided in a transition, and their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_gram.checks import AT_LEAST_0, check_range
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.contract import PriorTraits
+from pyro_gram.inference.decisions import Decisions
+from pyro_gram.registry import PRIORS
+
+
+@dataclass(frozen=True)
+class DecisionsConfig:
+    """In which order positions are decided, and how many at once.
+
+    Attributes:
+        certainty: a position is decided at once if one of its values has a higher probability than this; 1: never.
+        order: temperature of the choice of one more position: 0 takes the most certain one (least entropy); a large
+            value takes all alike.
+    """
+
+    certainty: float = 0.9995
+    order: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_range(self, certainty=(0.5, 1.0), order=AT_LEAST_0)
+
+
+class NoFamily:
+    """No network computes decisions: the guide reveals the values of y."""
+
+    def head(self, *args: Any) -> nn.Module:
+        raise ConfigError("the prior decisions has one guide: use --guide reveal")
+
+    distribution = residual = head
+
+
+@PRIORS.register("decisions")
+class DecisionsPrior(nn.Module):
+    """Turn logits u_t of the open values into the decisions of transition t. It has no parameters."""
+
+    Config = DecisionsConfig
+    traits = PriorTraits(family=NoFamily())
+
+    def __init__(self, config: DecisionsConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, u: Tensor) -> Decisions:
+        return Decisions(u, self.config.certainty, self.config.order)

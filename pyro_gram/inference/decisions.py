@@ -1,0 +1,118 @@
+"""The guidance of a lattice: which positions of an answer are decided now, and their values."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints, register_kl
+from torch.nn.functional import one_hot
+
+from pyro_gram.networks.relations import CLOSED
+
+MIN_LOG_WEIGHT = -1e4  # log probability of deciding a position that cannot be decided: finite, and 0 in float32
+
+
+class Decisions(dist.TorchDistribution):
+    r"""Decide every position that is nearly certain, and one more; draw a value for each of them.
+
+    A draw has a one-hot row for each position that is decided, and a row of zeros for every other position:
+
+    .. math:: \log p(\epsilon) = \log w_j + \sum_{i \in S} \log p_i(\epsilon_i), \qquad S = C \cup \{j\}
+
+    C are the open positions with max p_i > ``certainty``; j is one of the other open positions, if there are any, and
+    is drawn with probability w_j.
+
+    A position is open if several of its values are. The positions to decide depend on ``logits``, but have no gradient.
+    A guide that decides the same positions has the same w, so that the w of prior and guide cancel.
+
+    Args:
+        logits: ``[..., L, V]``, :data:`~pyro_gram.networks.relations.CLOSED` at closed values.
+        certainty: the probability above which a value counts as nearly certain; 1 for never.
+        order: temperature of the choice of j: w_j is proportional to exp(-H_j / order), where H_j is the entropy of
+            position j, nats. 0 takes the most certain position, infinity takes all alike.
+        values: int64 ``[..., L]``: the values that decided positions take for sure, in a guide; None: they are drawn.
+    """
+
+    arg_constraints = {"logits": constraints.real}  # noqa: RUF012 (torch's own convention)
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True  # the parameters of a guide do not change its draws, so that nothing is lost
+    is_neutral_at_padding = True  # a position at padding has one open value: it is never decided
+
+    def __init__(
+        self, logits: Tensor, certainty: float, order: float, values: Tensor | None = None, validate_args: Any = None
+    ) -> None:
+        self.raw_logits, self.certainty, self.order, self.values = logits, certainty, order, values
+        self.logits = logits.log_softmax(-1)
+        with torch.no_grad():
+            log_p = self.logits.detach()
+            is_open = (logits > CLOSED / 2).sum(-1) > 1
+            self.is_certain = is_open & (log_p.amax(-1) > math.log(certainty))
+            is_choice = is_open & ~self.is_certain
+            score = torch.zeros_like(log_p[..., 0])
+            if order != math.inf:
+                entropy = -(log_p.exp() * log_p).sum(-1)
+                score = -entropy / max(order, 1e-6)
+            score = score.masked_fill(~is_choice, MIN_LOG_WEIGHT * 1e3)
+            self.log_weights = score.log_softmax(-1).clamp(min=MIN_LOG_WEIGHT)
+            self.has_choice = is_choice.any(-1)
+        *batch, length, classes = logits.shape
+        super().__init__(torch.Size(batch), torch.Size((length, classes)), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Decisions:
+        shape = torch.Size(batch_shape)
+        values = None if self.values is None else self.values.expand(*shape, self.values.shape[-1])
+        return Decisions(self.raw_logits.expand(*shape, *self.event_shape), self.certainty, self.order, values)
+
+    def given(self, values: Tensor) -> Decisions:
+        """Return the distribution that decides the same positions, for the values ``values``, int64 ``[..., L]``."""
+        return Decisions(self.raw_logits, self.certainty, self.order, values)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
+        with torch.no_grad():
+            shape = torch.Size(sample_shape) + self.batch_shape
+            length, classes = self.event_shape
+            weights = self.log_weights.expand(*shape, length)
+            choice = (weights + _gumbel(weights)).argmax(-1)
+            is_decided = self.is_certain | (one_hot(choice, length).bool() & self.has_choice[..., None])
+            values = self.values
+            if values is None:
+                logits = self.logits.expand(*shape, length, classes)
+                values = (logits + _gumbel(logits)).argmax(-1)
+            return one_hot(values, classes).to(self.logits.dtype) * is_decided[..., None]
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        return self.sample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        is_decided = value.sum(-1) > 0.5
+        is_choice = is_decided & ~self.is_certain
+        log_weight = (self.log_weights * is_choice).sum(-1)
+        is_possible = (is_decided | ~self.is_certain).all(-1) & (is_choice.sum(-1) == self.has_choice.long())
+        if self.values is None:
+            log_values = (value * self.logits).sum((-1, -2))
+        else:
+            log_values = CLOSED * (is_decided & (value.argmax(-1) != self.values)).sum(-1)
+        return (log_weight + log_values).masked_fill(~is_possible, -torch.inf)
+
+    @property
+    def decision_probability(self) -> Tensor:
+        """The probability with which each position is decided now, ``[..., L]``."""
+        return torch.where(self.is_certain, 1.0, self.log_weights.exp() * self.has_choice[..., None])
+
+
+def _gumbel(like: Tensor) -> Tensor:
+    return -torch.empty_like(like).exponential_().log()
+
+
+@register_kl(Decisions, Decisions)
+def _kl_decisions(q: Decisions, p: Decisions) -> Tensor:
+    """Return KL(q || p) of two distributions that decide the same positions, nats, ``[...]``: an expectation over j."""
+    if q.values is None:
+        per_position = (q.logits.exp() * (q.logits - p.logits)).sum(-1)
+    else:
+        per_position = -p.logits.gather(-1, q.values.expand(p.logits.shape[:-1])[..., None]).squeeze(-1)
+    return (p.decision_probability * per_position).sum(-1)
