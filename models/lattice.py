@@ -121,8 +121,8 @@ class Lattice(RelationalModule):
         for k in range(self.config.low_steps):
             l = self.at_positions(self.f(l + injection, *self.context))
             if y is not None and self.config.recursion_weight and k + 1 < self.config.low_steps:
-                log_p = self.logits(h, l).log_softmax(-1)
-                losses.append(-log_p.gather(-1, y[..., None]).squeeze(-1).sum(-1))
+                log_p = self.logits(h, l)
+                losses.append(-dist.Categorical(logits=log_p).to_event(1).log_prob(y))
         if losses:
             sites.add_training_loss(f"recursion_{t}", self.config.recursion_weight * torch.stack(losses).mean(0))
         return l
