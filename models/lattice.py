@@ -97,7 +97,7 @@ class Lattice(RelationalModule):
         sites.register_parameters("model", self)
         e_x = embed_input(self.encoder, self.read(x), self.l0, None if y is None else y.shape[:-1])
         with sites.data_plates(e_x.shape[:-2]):
-            h, l = state or self.initial_state(e_x)
+            h, l = state or self.initial_state(x, e_x)
             T = self.config.transitions
             truncated = self.config.truncated if truncated is None else truncated
             for t in pyro.markov(range(steps * T)):
@@ -127,9 +127,9 @@ class Lattice(RelationalModule):
             sites.add_training_loss(f"recursion_{t}", self.config.recursion_weight * torch.stack(losses).mean(0))
         return l
 
-    def initial_state(self, e_x: Tensor) -> LatentState:
-        """Return z_0: h is open but for what the input closes."""
-        values = None if self.structure is None else self.structure.values
+    def initial_state(self, x: Tensor | None, e_x: Tensor) -> LatentState:
+        """Return z_0: all values are open but those that the input closes."""
+        values = None if x is None or self.spec.structure is None else (self.structure or self.spec.structure(x)).values
         shape = e_x.shape[:-2]
         if values is None:
             h = e_x.new_ones(*shape, self.spec.output_length, self.spec.output_classes)

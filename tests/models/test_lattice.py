@@ -1,0 +1,145 @@
+"""The lattice model: its bound is a bound, guide and prior decide the same positions, and given values stay."""
+
+import itertools
+import math
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Predictive, Trace_ELBO
+
+from pyro_gram.build import build
+from pyro_gram.inference.decisions import Decisions
+from pyro_gram.inference.elbo import MeanFieldELBO
+from pyro_gram.networks.core import LatentState
+from pyro_gram.networks.relations import CLOSED
+from tests.conftest import small_config
+
+
+def small(**changes):
+    settings = {"model": {"low_steps": 2, **changes.pop("model", {})}, "heads": {"hidden": 0}}
+    config = small_config(model_name="lattice", **{**settings, **changes})
+    torch.manual_seed(0)
+    return build(config)
+
+
+def board_of(solver):
+    """One input of four queens with several solutions, and one solution."""
+    puzzles = solver.task.split("train")
+    index = int(puzzles.num_solutions.argmax())
+    return puzzles.inputs[index : index + 1], puzzles.solutions_of(index)[:1].long()
+
+
+QUEENS = {"task_name": "nqueens", "task": {"size": 4, "min_queens": 0, "max_queens": 1, "validation": 1}}
+
+
+def paths_to(model, x, y, order):
+    """Enumerate the orders in which the positions of y may be decided: the probability of each, and log p of y by it."""
+    with torch.no_grad(), poutine.trace() as trace:
+        model(x, None, None, steps=0)
+    start = LatentState(*(trace.trace.nodes[name]["value"] for name in ("h", "l")))
+    e_x = model.encoder(model.read(x))
+    length = y.shape[-1]
+    total = []
+    for positions in itertools.permutations(range(length)):
+        h, l, log_w, log_p = start.h, start.l, 0.0, 0.0
+        for position in positions:
+            with torch.no_grad():
+                l = model.refine(h, l, e_x, None, 0)
+                decisions = Decisions(model.logits(h, l), 1.0, order)
+            log_w += decisions.log_weights[0, position].item()
+            log_p += decisions.logits[0, position, y[0, position]].item()
+            h = h.clone()
+            h[0, position] = torch.nn.functional.one_hot(y[0, position], h.shape[-1]).to(h.dtype)
+        total.append((log_w, log_p))
+    return torch.tensor(total, dtype=torch.double)
+
+
+@pytest.mark.parametrize("order", [0.2, 1e6])
+def test_the_bound_is_a_bound_and_the_mean_over_orders(order):
+    solver = small(**QUEENS, prior={"certainty": 1.0, "order": order})
+    model, guide = solver.model, solver.guide
+    x, y = board_of(solver)
+    log_w, log_p = paths_to(model, x, y, order).T
+    assert log_w.exp().sum() == pytest.approx(1, abs=1e-4)  # x has no queens: all positions are open
+    exact, expected_bound = (log_w + log_p).logsumexp(0).item(), (log_w.exp() * log_p).sum().item()
+    assert expected_bound < exact
+    elbo = MeanFieldELBO()
+    torch.manual_seed(0)
+    bounds = []
+    with torch.no_grad():
+        for _ in range(300):
+            elbo.loss(model, guide, x, y, steps=4)
+            bounds.append(elbo.terms.elbo.item())
+    assert elbo.terms.reconstruction.abs().max() < 1e-3  # everything is decided
+    assert sum(bounds) / len(bounds) == pytest.approx(expected_bound, abs=4 * torch.tensor(bounds).std().item() / 300**0.5)
+
+
+def test_pyros_elbo_is_the_same_bound():
+    solver = small(**QUEENS, model={"recursion_weight": 0.0}, prior={"certainty": 1.0, "order": 0.2})
+    x, y = board_of(solver)
+    elbo, ours = Trace_ELBO(), MeanFieldELBO()
+    values = []
+    for seed in range(5):
+        losses = []
+        for loss in (elbo, ours):
+            pyro.set_rng_seed(seed)
+            with torch.no_grad():
+                losses.append(loss.loss(solver.model, solver.guide, x, y, steps=4))
+        values.append(losses)
+    # Pyro takes log p of the decided values; ours takes its expectation over the position that is decided.
+    pyros, means = torch.tensor(values).T
+    assert (pyros - means).abs().max() > 1e-3
+    assert torch.isfinite(pyros).all()
+
+
+def test_guide_and_prior_decide_the_same_positions_and_their_weights_cancel():
+    logits = torch.randn(5, 6, 4)
+    logits[:, 0, 1:] = CLOSED
+    p = Decisions(logits, 0.9, 0.5)
+    y = torch.randint(4, (5, 6))
+    q = p.given(y)
+    draw = q.sample()
+    is_decided = draw.sum(-1) > 0
+    assert not is_decided[:, 0].any()  # only one value is open
+    assert torch.equal(draw.argmax(-1)[is_decided], y[is_decided])
+    log_values = (p.logits.gather(-1, y[..., None]).squeeze(-1) * is_decided).sum(-1)
+    assert torch.allclose(p.log_prob(draw) - q.log_prob(draw), log_values)
+    assert q.log_prob(p.given((y + 1) % 4).sample()).max() < CLOSED / 2
+
+
+def test_the_probabilities_of_all_decisions_sum_to_one():
+    torch.manual_seed(1)
+    p = Decisions(torch.randn(3, 2), 0.999, 0.3)
+    draws = [torch.tensor(rows) for rows in itertools.product([(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)], repeat=3)]
+    log_p = torch.stack([p.log_prob(draw) for draw in draws])
+    assert log_p.exp().sum() == pytest.approx(1, abs=1e-5)
+    samples = p.sample((20_000,))
+    for draw, expected in zip(draws, log_p.exp(), strict=True):
+        share = (samples == draw).all(-1).all(-1).float().mean()
+        assert share == pytest.approx(expected.item(), abs=0.02)
+
+
+def test_given_values_stay_and_a_decided_position_never_changes():
+    solver = small(task_name="sudoku")
+    x = solver.task.split("test").inputs
+    with torch.no_grad():
+        trace = poutine.trace(solver.model).get_trace(x, steps=12)
+    decided = None
+    for name, site in trace.nodes.items():
+        if name.startswith("eps_"):
+            rows = site["value"].sum(-1)
+            assert decided is None or not ((rows > 0) & decided).any()
+            decided = rows > 0 if decided is None else decided | (rows > 0)
+    answers = trace.nodes["y"]["value"]
+    given = x > 1
+    assert torch.equal(answers[given], (x - 1)[given])
+
+
+def test_predictive_draws_answers():
+    solver = small(**QUEENS)
+    x, _ = board_of(solver)
+    answers = Predictive(solver.model, num_samples=7, parallel=True)(x, steps=4)["y"]
+    assert answers.shape == (7, 1, 4)
+    assert len(answers.unique(dim=0)) > 1
