@@ -65,6 +65,7 @@ class Lattice(RelationalModule):
 
     Config = LatticeConfig
     traits = ModelTraits(
+        is_complete_when_halted=True,
         default_parts={"prior": "decisions", "guide": "reveal"},
         default_settings={"train": {"act": True, "supervision_steps": 16, "on_policy_depth": 0}},
     )

@@ -128,6 +128,7 @@ class ModelTraits:
     Attributes:
         has_guidance: the program samples guidance sites; if not, only prior ``none`` and guide ``prior`` fit the model.
         is_one_step: each call starts from z_0, and a trajectory has one supervision step.
+        is_complete_when_halted: after the site ``halted`` is True, further steps change nothing: a rollout ends there.
         has_exact_likelihood: the log density of the site ``y`` is exact; if not, it is a bound.
         default_parts: names of the prior and guide that the model is used with, unless the user names other parts.
         default_settings: settings that replace those of a preset.
@@ -135,6 +136,7 @@ class ModelTraits:
 
     has_guidance: bool = True
     is_one_step: bool = False
+    is_complete_when_halted: bool = False
     has_exact_likelihood: bool = True
     default_parts: Mapping[str, str] = field(default_factory=dict)
     default_settings: Settings = field(default_factory=dict)

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from pyro_gram.checks import check_counts
 from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.inference.contract import model_traits
 from pyro_gram.inference.sites import (
     ANSWER,
     DRAW_ANSWER,
     HALT,
+    HALTED,
     HEAD_SITE,
     STATE_H,
     STATE_L,
@@ -177,7 +179,8 @@ def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, co
     """Run ``num_samples`` trajectories of each input together."""
     # Pyro applies the inner handler first: Temper changes the prior, then the draw scheme draws from it.
     with config.draws.handler(), Temper(config.temper):
-        if config.halt is not None or config.draws.is_selective:
+        is_complete_when_halted = model_traits(model).is_complete_when_halted and not config.history
+        if config.halt is not None or config.draws.is_selective or is_complete_when_halted:
             return _run_until_halted(model, x, num_samples, config)
         if config.history:
             ends = list(rollout_steps(model, x, depth=config.depth, num_samples=num_samples))
@@ -195,7 +198,6 @@ def _run_until_halted(model: Callable[..., Any], x: Tensor | None, num_samples: 
 
     The trajectories of all inputs lie along one dimension: row ``n * B + b`` is trajectory n of input b.
     """
-    assert x is not None
     num_proposals = config.draws.num_proposals(num_samples)
     step = min(config.depth, config.draws.shared_steps)
     end = run_steps(model, x, None, num_proposals, step)
@@ -205,19 +207,22 @@ def _run_until_halted(model: Callable[..., Any], x: Tensor | None, num_samples: 
     dropped_work = (num_proposals - num_samples) * step
     # After one transition all trajectories of an input still share l, so that l has no dimension for trajectories.
     state = LatentState(*(part.expand(num_proposals, b, -1, -1).flatten(0, 1)[rows] for part in end.state))
+    is_complete_when_halted = model_traits(model).is_complete_when_halted
     values = {name: value.flatten(0, 1)[rows] for name, value in _read_answers(end).items()}
     final_values = {name: torch.empty_like(value) for name, value in values.items()}
     steps = torch.empty_like(rows)
     active_rows = torch.arange(len(rows), device=rows.device)
     while True:
         halted = _find_halted(values, active_rows, config, step)
+        if is_complete_when_halted:
+            halted = halted | values[HALTED]
         for name, value in values.items():
             final_values[name][active_rows[halted]] = value[halted]
         steps[active_rows[halted]] = step
         active_rows, state = active_rows[~halted], LatentState(state.h[~halted], state.l[~halted])
         if not len(active_rows):
             break
-        end = run_steps(model, x[active_rows % b], state, None, 1)
+        end = run_steps(model, None if x is None else x[active_rows % b], state, None, 1)
         step, state, values = step + 1, end.state, _read_answers(end)
     results = {name: value.unflatten(0, (num_samples, b)) for name, value in final_values.items()}
     steps = steps.view(num_samples, b)
@@ -227,7 +232,7 @@ def _run_until_halted(model: Callable[..., Any], x: Tensor | None, num_samples: 
 def _read_answers(end: Decode) -> dict[str, Tensor]:
     """Return the answers at the end of a supervision step, their scores, and the outputs of the heads."""
     tokens = end.values[ANSWER]
-    heads = {name: end.values[name] for name in (HALT, VALUE) if name in end.values}
+    heads = {name: end.values[name] for name in (HALT, VALUE, HALTED) if name in end.values}
     return {ANSWER: tokens, "score": end.likelihood.log_prob(tokens), **heads}
 
 
@@ -323,7 +328,7 @@ class Decode(Messenger):
             msg["value"] = msg["fn"].mean
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if _is_head(msg) or msg["name"] in (ANSWER, STATE_H, STATE_L):
+        if _is_head(msg) or msg["name"] in (ANSWER, STATE_H, STATE_L, HALTED):
             self.values[msg["name"]] = msg["value"]
         else:
             self.observations.extend(counted_observations(msg))

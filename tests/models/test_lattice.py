@@ -1,7 +1,6 @@
 """The lattice model: its bound is a bound, guide and prior decide the same positions, and given values stay."""
 
 import itertools
-import math
 
 import pyro
 import pytest
@@ -14,6 +13,7 @@ from pyro_gram.inference.decisions import Decisions
 from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.relations import CLOSED
+from pyro_gram.sampling.rollout import rollout
 from tests.conftest import small_config
 
 
@@ -73,7 +73,9 @@ def test_the_bound_is_a_bound_and_the_mean_over_orders(order):
             elbo.loss(model, guide, x, y, steps=4)
             bounds.append(elbo.terms.elbo.item())
     assert elbo.terms.reconstruction.abs().max() < 1e-3  # everything is decided
-    assert sum(bounds) / len(bounds) == pytest.approx(expected_bound, abs=4 * torch.tensor(bounds).std().item() / 300**0.5)
+    assert sum(bounds) / len(bounds) == pytest.approx(
+        expected_bound, abs=4 * torch.tensor(bounds).std().item() / 300**0.5
+    )
 
 
 def test_pyros_elbo_is_the_same_bound():
@@ -143,3 +145,12 @@ def test_predictive_draws_answers():
     answers = Predictive(solver.model, num_samples=7, parallel=True)(x, steps=4)["y"]
     assert answers.shape == (7, 1, 4)
     assert len(answers.unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize("task", ["nqueens", "sudoku_uncond"])
+def test_a_rollout_ends_when_everything_is_decided(task):
+    solver = small(task_name=task, prior={"certainty": 0.6})
+    x = solver.task.split("test").inputs
+    result = rollout(solver.model, x, num_samples=6, depth=40, seed=3)
+    assert result.steps.max() < 40
+    assert (result.score > -1e-3).all()
