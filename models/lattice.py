@@ -24,11 +24,10 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
-from pyro_gram.errors import ConfigError
 from pyro_gram.inference import sites
 from pyro_gram.inference.contract import ModelTraits
 from pyro_gram.networks.core import CoreConfig, LatentState, init_linear_, make_embedding, make_stack
-from pyro_gram.networks.embeddings import answer_decoder, embed_input, input_encoder
+from pyro_gram.networks.embeddings import answer_decoder, answer_encoder, embed_input, input_encoder
 from pyro_gram.networks.relations import CLOSED, RelationalModule
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
@@ -148,15 +147,17 @@ class Lattice(RelationalModule):
 
 
 class LatticeEncoder(nn.Module):
-    """Embed a lattice ``[..., L_out, V]`` at the positions of the sequence, ``[..., L, D]``."""
+    """Embed a lattice ``[..., L_out, V]`` at the positions of the sequence, ``[..., L, D]``.
+
+    A pixel of an image is decided or open. At a position (token, value) the value is closed, open, or decided.
+    """
 
     def __init__(self, spec: TaskSpec, width: int, length: int, has_relations: bool) -> None:
         super().__init__()
+        self.spec, self.length = spec, 0 if has_relations else length
         if spec.image is not None:
-            raise ConfigError("images are not yet supported by the model lattice")
-        self.has_value_positions = spec.has_value_positions
-        self.length = 0 if has_relations else length
-        if self.has_value_positions:
+            self.pixels = answer_encoder(spec, width, extra_classes=1)
+        elif spec.has_value_positions:
             self.embedding = make_embedding(3, width)
             self.scale = width**0.5
         else:
@@ -164,8 +165,10 @@ class LatticeEncoder(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         is_decided = h.sum(-1, keepdim=True) < 1.5
-        if self.has_value_positions:
+        if self.spec.image is not None:
+            e = self.pixels(torch.where(is_decided[..., 0], h.argmax(-1), self.spec.output_classes))
+        elif self.spec.has_value_positions:
             return self.embedding((h * (1 + is_decided)).long().flatten(-2)) * self.scale
-        e = self.linear(torch.cat((h, is_decided.to(h.dtype)), -1))
-        pad = self.length - e.shape[-2] if self.length else 0
-        return nn.functional.pad(e, (0, 0, pad, 0)) if pad else e
+        else:
+            e = self.linear(torch.cat((h, is_decided.to(h.dtype)), -1))
+        return nn.functional.pad(e, (0, 0, max(0, self.length - e.shape[-2]), 0))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_gram.checks import AT_LEAST_0, check_range
+from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import PriorTraits
 from pyro_gram.inference.decisions import Decisions
@@ -22,13 +22,15 @@ class DecisionsConfig:
         certainty: a position is decided at once if one of its values has a higher probability than this; 1: never.
         order: temperature of the choice of one more position: 0 takes the most certain one (least entropy); a large
             value takes all alike.
+        count: number of positions that are decided besides, on average.
     """
 
     certainty: float = 0.9995
     order: float = 0.2
+    count: int = 1
 
     def __post_init__(self) -> None:
-        check_range(self, certainty=(0.5, 1.0), order=AT_LEAST_0)
+        check_range(self, certainty=(0.5, 1.0), order=AT_LEAST_0, count=AT_LEAST_1)
 
 
 class NoFamily:
@@ -52,4 +54,4 @@ class DecisionsPrior(nn.Module):
         self.config = config
 
     def forward(self, u: Tensor) -> Decisions:
-        return Decisions(u, self.config.certainty, self.config.order)
+        return Decisions(u, self.config.certainty, self.config.order, self.config.count)

@@ -17,14 +17,15 @@ MIN_LOG_WEIGHT = -1e4  # log probability of deciding a position that cannot be d
 
 
 class Decisions(dist.TorchDistribution):
-    r"""Decide every position that is nearly certain, and one more; draw a value for each of them.
+    r"""Decide every position that is nearly certain, and some more; draw a value for each of them.
 
     A draw has a one-hot row for each position that is decided, and a row of zeros for every other position:
 
     .. math:: \log p(\epsilon) = \log w_j + \sum_{i \in S} \log p_i(\epsilon_i), \qquad S = C \cup \{j\}
 
     C are the open positions with max p_i > ``certainty``; j is one of the other open positions, if there are any, and
-    is drawn with probability w_j.
+    is drawn with probability w_j. If ``count`` is above 1, each of the other open positions is decided with probability
+    min(1, count w_j), independently of the others, in place of exactly one of them.
 
     A position is open if several of its values are. The positions to decide depend on ``logits``, but have no gradient.
     A guide that decides the same positions has the same w, so that the w of prior and guide cancel.
@@ -34,6 +35,7 @@ class Decisions(dist.TorchDistribution):
         certainty: the probability above which a value counts as nearly certain; 1 for never.
         order: temperature of the choice of j: w_j is proportional to exp(-H_j / order), where H_j is the entropy of
             position j, nats. 0 takes the most certain position, infinity takes all alike.
+        count: number of positions that are not nearly certain and are decided, on average.
         values: int64 ``[..., L]``: the values that decided positions take for sure, in a guide; None: they are drawn.
     """
 
@@ -43,41 +45,49 @@ class Decisions(dist.TorchDistribution):
     is_neutral_at_padding = True  # a position at padding has one open value: it is never decided
 
     def __init__(
-        self, logits: Tensor, certainty: float, order: float, values: Tensor | None = None, validate_args: Any = None
+        self,
+        logits: Tensor,
+        certainty: float,
+        order: float,
+        count: int = 1,
+        values: Tensor | None = None,
+        validate_args: Any = None,
     ) -> None:
-        self.raw_logits, self.certainty, self.order, self.values = logits, certainty, order, values
+        self.raw_logits, self.values, self.settings = logits, values, (certainty, order, count)
         self.logits = logits.log_softmax(-1)
         with torch.no_grad():
             log_p = self.logits.detach()
             is_open = (logits > CLOSED / 2).sum(-1) > 1
             self.is_certain = is_open & (log_p.amax(-1) > math.log(certainty))
-            is_choice = is_open & ~self.is_certain
-            score = torch.zeros_like(log_p[..., 0])
-            if order != math.inf:
-                entropy = -(log_p.exp() * log_p).sum(-1)
-                score = -entropy / max(order, 1e-6)
-            score = score.masked_fill(~is_choice, MIN_LOG_WEIGHT * 1e3)
+            self.is_choice = is_open & ~self.is_certain
+            entropy = -(log_p.exp() * log_p).sum(-1)
+            score = (-entropy / max(order, 1e-6)).masked_fill(~self.is_choice, MIN_LOG_WEIGHT * 1e3)
             self.log_weights = score.log_softmax(-1).clamp(min=MIN_LOG_WEIGHT)
-            self.has_choice = is_choice.any(-1)
+            share = (count * self.log_weights.exp()).clamp(max=1) * self.is_choice
+            self.decision_probability = torch.where(self.is_certain, 1.0, share)  # [..., L]
         *batch, length, classes = logits.shape
         super().__init__(torch.Size(batch), torch.Size((length, classes)), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Decisions:
         shape = torch.Size(batch_shape)
         values = None if self.values is None else self.values.expand(*shape, self.values.shape[-1])
-        return Decisions(self.raw_logits.expand(*shape, *self.event_shape), self.certainty, self.order, values)
+        return Decisions(self.raw_logits.expand(*shape, *self.event_shape), *self.settings, values)
 
     def given(self, values: Tensor) -> Decisions:
         """Return the distribution that decides the same positions, for the values ``values``, int64 ``[..., L]``."""
-        return Decisions(self.raw_logits, self.certainty, self.order, values)
+        return Decisions(self.raw_logits, *self.settings, values)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape
             length, classes = self.event_shape
-            weights = self.log_weights.expand(*shape, length)
-            choice = (weights + _gumbel(weights)).argmax(-1)
-            is_decided = self.is_certain | (one_hot(choice, length).bool() & self.has_choice[..., None])
+            if self.settings[-1] == 1:
+                weights = self.log_weights.expand(*shape, length)
+                choice = one_hot((weights + _gumbel(weights)).argmax(-1), length).bool()
+                is_decided = self.is_certain | (choice & self.is_choice)
+            else:
+                probability = self.decision_probability.expand(*shape, length)
+                is_decided = torch.rand_like(probability) < probability
             values = self.values
             if values is None:
                 logits = self.logits.expand(*shape, length, classes)
@@ -89,19 +99,20 @@ class Decisions(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         is_decided = value.sum(-1) > 0.5
-        is_choice = is_decided & ~self.is_certain
-        log_weight = (self.log_weights * is_choice).sum(-1)
-        is_possible = (is_decided | ~self.is_certain).all(-1) & (is_choice.sum(-1) == self.has_choice.long())
+        if self.settings[-1] == 1:
+            is_chosen = is_decided & ~self.is_certain
+            log_decided = (self.log_weights * is_chosen).sum(-1)
+            is_possible = (is_decided | ~self.is_certain).all(-1) & (is_chosen.sum(-1) == self.is_choice.any(-1).long())
+            log_decided = log_decided.masked_fill(~is_possible, -torch.inf)
+        else:
+            log_decided = (
+                dist.Bernoulli(self.decision_probability, validate_args=False).log_prob(is_decided.float()).sum(-1)
+            )
         if self.values is None:
             log_values = (value * self.logits).sum((-1, -2))
         else:
             log_values = CLOSED * (is_decided & (value.argmax(-1) != self.values)).sum(-1)
-        return (log_weight + log_values).masked_fill(~is_possible, -torch.inf)
-
-    @property
-    def decision_probability(self) -> Tensor:
-        """The probability with which each position is decided now, ``[..., L]``."""
-        return torch.where(self.is_certain, 1.0, self.log_weights.exp() * self.has_choice[..., None])
+        return log_decided + log_values
 
 
 def _gumbel(like: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ QUEENS = {"task_name": "nqueens", "task": {"size": 4, "min_queens": 0, "max_quee
 
 
 def paths_to(model, x, y, order):
-    """Enumerate the orders in which the positions of y may be decided: the probability of each, and log p of y by it."""
+    """Enumerate the orders in which y may be decided: log of the probability of each, and log p of y by it."""
     with torch.no_grad(), poutine.trace() as trace:
         model(x, None, None, steps=0)
     start = LatentState(*(trace.trace.nodes[name]["value"] for name in ("h", "l")))
@@ -111,9 +111,10 @@ def test_guide_and_prior_decide_the_same_positions_and_their_weights_cancel():
     assert q.log_prob(p.given((y + 1) % 4).sample()).max() < CLOSED / 2
 
 
-def test_the_probabilities_of_all_decisions_sum_to_one():
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_probabilities_of_all_decisions_sum_to_one(count):
     torch.manual_seed(1)
-    p = Decisions(torch.randn(3, 2), 0.999, 0.3)
+    p = Decisions(torch.randn(3, 2), 0.999, 0.3, count)
     draws = [torch.tensor(rows) for rows in itertools.product([(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)], repeat=3)]
     log_p = torch.stack([p.log_prob(draw) for draw in draws])
     assert log_p.exp().sum() == pytest.approx(1, abs=1e-5)
