@@ -42,7 +42,7 @@ class LatticeConfig(CoreConfig):
         transitions: T, transitions in one supervision step.
         truncated: True: only the last transition of a supervision step has a gradient and a KL.
         prefix: positions of zeros before the input.
-        recursion_weight: weight in training of the loss after each of the first K - 1 applications of f.
+        recursion_weight: weight in training of the mean loss of all positions after the K applications of f.
         is_carried: whether l is kept from one transition to the next; if not, each starts at l_0.
     """
 
@@ -113,14 +113,14 @@ class Lattice(RelationalModule):
             return pyro.sample(sites.ANSWER, self.likelihood(LatentState(h, l)), obs=y)
 
     def refine(self, h: Tensor, l: Tensor, e_x: Tensor, y: Tensor | None, t: int) -> Tensor:
-        """Apply f K times. With y, add the loss of the predictions after all applications but the last."""
+        """Apply f K times. With y, add the loss of the predictions after each application."""
         injection = self.lattice_encoder(h) + e_x
         if not self.config.is_carried:
             l = self.l0.expand_as(injection)
         losses = []
         for k in range(self.config.low_steps):
             l = self.at_positions(self.f(l + injection, *self.context))
-            if y is not None and self.config.recursion_weight and k + 1 < self.config.low_steps:
+            if y is not None and self.config.recursion_weight:
                 log_p = self.logits(h, l)
                 losses.append(-dist.Categorical(logits=log_p).to_event(1).log_prob(y))
         if losses:

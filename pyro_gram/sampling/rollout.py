@@ -33,6 +33,7 @@ from pyro_gram.inference.sites import (
     STATE_L,
     VALUE,
     check_has_heads,
+    data_plates,
     transition_index,
 )
 from pyro_gram.inference.terms import is_counted, log_prob_of, per_input, weight_of_inputs
@@ -57,6 +58,7 @@ class RolloutConfig:
         temper: the scale of the prior in the first transitions.
         halt: a trajectory ends when the halt head's probability of a right answer reaches this value; None: never.
         draws: how the trajectories of an input are drawn together.
+        sweeps: how often a complete answer is opened again at random positions, and completed anew.
     """
 
     depth: int
@@ -64,6 +66,7 @@ class RolloutConfig:
     temper: TemperConfig = NO_TEMPER
     halt: float | None = None
     draws: DrawScheme = INDEPENDENT
+    sweeps: int = 0
 
 
 # ---- rollout -----------------------------------------------------------------------------------------------------
@@ -80,6 +83,7 @@ def rollout(
     temper: TemperConfig = NO_TEMPER,
     halt: float | None = None,
     draws: DrawScheme = INDEPENDENT,
+    sweeps: int = 0,
     max_trajectories: int = MAX_TRAJECTORIES,
     progress: Callable[[int], Any] | None = None,
     processes: ProcessGroup = SINGLE_PROCESS,
@@ -98,6 +102,9 @@ def rollout(
         halt: a trajectory ends after the first supervision step at which the halt head's probability of a right
             answer reaches this value (A.1: 0.5). With None or 1 every trajectory runs to ``depth``.
         draws: how the trajectories of an input are drawn together (``sampling.draws``).
+        sweeps: for a model whose trajectories end when their answer is complete: how often half of the positions of a
+            complete answer, drawn at random, are opened again and drawn from the model given the others (Gibbs sweeps).
+            A sweep that does not end before ``depth`` leaves the answer as it was.
         max_trajectories: the largest number of trajectories that run at once.
         progress: called after each chunk with its number of trajectories.
         processes: the processes that share the chunks. Each returns all answers. They are the same for any number of
@@ -111,8 +118,8 @@ def rollout(
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     _check_halt(halt, model)
     check_no_temper()
-    config = RolloutConfig(depth, history, temper, None if halt == 1 else halt, draws)
-    _check_config(config, x)
+    config = RolloutConfig(depth, history, temper, None if halt == 1 else halt, draws, sweeps)
+    _check_config(config, x, model)
     size = max(1, max_trajectories // draws.num_proposals(1))
     order = _order_by_size(model, x)
     x = x if x is None or order is None else x[order]
@@ -156,7 +163,9 @@ def _check_halt(halt: float | None, model: Any) -> None:
         check_has_heads(model, "halt")
 
 
-def _check_config(config: RolloutConfig, x: Tensor | None) -> None:
+def _check_config(config: RolloutConfig, x: Tensor | None, model: Any) -> None:
+    if config.sweeps and (config.history or not model_traits(model).is_complete_when_halted):
+        raise UserError("sweeps need a model whose trajectories end when their answer is complete, and no history")
     if config.history and (config.halt is not None or config.draws.is_selective):
         raise UserError("a history needs trajectories that all run to the full depth: leave out halt and draws")
     if x is None and config.draws.is_selective:
@@ -207,26 +216,43 @@ def _run_until_halted(model: Callable[..., Any], x: Tensor | None, num_samples: 
     dropped_work = (num_proposals - num_samples) * step
     # After one transition all trajectories of an input still share l, so that l has no dimension for trajectories.
     state = LatentState(*(part.expand(num_proposals, b, -1, -1).flatten(0, 1)[rows] for part in end.state))
-    is_complete_when_halted = model_traits(model).is_complete_when_halted
+    ends_when_complete = model_traits(model).is_complete_when_halted
+    sweeps = torch.full_like(rows, config.sweeps)
     values = {name: value.flatten(0, 1)[rows] for name, value in _read_answers(end).items()}
     final_values = {name: torch.empty_like(value) for name, value in values.items()}
     steps = torch.empty_like(rows)
     active_rows = torch.arange(len(rows), device=rows.device)
     while True:
         halted = _find_halted(values, active_rows, config, step)
-        if is_complete_when_halted:
-            halted = halted | values[HALTED]
+        is_complete = values[HALTED] if ends_when_complete else torch.zeros_like(halted)
+        # If the depth is reached in a sweep, the answer before the sweep remains.
+        is_answer = is_complete | (halted & (sweeps[active_rows] == config.sweeps))
         for name, value in values.items():
-            final_values[name][active_rows[halted]] = value[halted]
+            final_values[name][active_rows[is_answer]] = value[is_answer]
+        is_reopened = is_complete & ~halted & (sweeps[active_rows] > 0)
+        sweeps[active_rows[is_reopened]] -= 1
+        halted = halted | (is_complete & ~is_reopened)
         steps[active_rows[halted]] = step
-        active_rows, state = active_rows[~halted], LatentState(state.h[~halted], state.l[~halted])
+        state = LatentState(*(part[~halted] for part in state))
+        active_rows, is_reopened = active_rows[~halted], is_reopened[~halted]
         if not len(active_rows):
             break
-        end = run_steps(model, None if x is None else x[active_rows % b], state, None, 1)
+        x_active = None if x is None else x[active_rows % b]
+        if is_reopened.any():
+            state = _reopen(model, x_active, state, is_reopened)
+        end = run_steps(model, x_active, state, None, 1)
         step, state, values = step + 1, end.state, _read_answers(end)
     results = {name: value.unflatten(0, (num_samples, b)) for name, value in final_values.items()}
     steps = steps.view(num_samples, b)
     return Rollout(results[ANSWER], results["score"], steps, steps.sum(0) + dropped_work, results.get(VALUE))
+
+
+def _reopen(model: Callable[..., Any], x: Tensor | None, state: LatentState, is_reopened: Tensor) -> LatentState:
+    """Return the states with half of the positions of ``is_reopened`` trajectories, bool ``[N]``, as in z_0."""
+    with data_plates(is_reopened.shape) if x is None else nullcontext():
+        start = run_steps(model, x, None, None, 0).state
+    opens = (torch.rand(state.h.shape[:-1], device=state.h.device) < 0.5) & is_reopened[:, None]
+    return LatentState(torch.where(opens[..., None], start.h, state.h), state.l)
 
 
 def _read_answers(end: Decode) -> dict[str, Tensor]:
