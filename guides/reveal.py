@@ -24,10 +24,10 @@ class RevealGuide(EffectGuide):
     """Reveal the values of y at the positions that are decided. The guide has no parameters."""
 
     Config = RevealGuideConfig
-    traits = GuideTraits()
+    traits = GuideTraits(guidance="decisions")
 
     def __init__(self, config: RevealGuideConfig, spec: TaskSpec, model: Any, width: int) -> None:
         super().__init__(model)
 
     def posterior(self, u: Tensor, code: Tensor, prior: Any) -> Decisions:
-        return prior.given(code)
+        return prior.with_values(code)

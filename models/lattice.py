@@ -1,6 +1,6 @@
 r"""Lattice GRAM: recursive reasoning over the candidates of an answer.
 
-The high level is a lattice h in {0, 1}^{L x V}: which values each position of the answier may still take.
+The high level is a lattice h in {0, 1}^{L x V}: which values each position of the answer may still take.
 
 .. math::
 
@@ -64,6 +64,7 @@ class Lattice(RelationalModule):
 
     Config = LatticeConfig
     traits = ModelTraits(
+        guidance="decisions",
         is_complete_when_halted=True,
         default_parts={"prior": "decisions", "guide": "reveal"},
         default_settings={"train": {"act": True, "supervision_steps": 16, "on_policy_depth": 0}},
@@ -118,7 +119,7 @@ class Lattice(RelationalModule):
         if not self.config.is_carried:
             l = self.l0.expand_as(injection)
         losses = []
-        for k in range(self.config.low_steps):
+        for _ in range(self.config.low_steps):
             l = self.at_positions(self.f(l + injection, *self.context))
             if y is not None and self.config.recursion_weight:
                 log_p = self.logits(h, l)

@@ -9,6 +9,7 @@ import torch
 from pyro_gram.config import RunConfig
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import guide_traits, model_sizes, model_traits, prior_traits
+from pyro_gram.presets import DEFAULT_NAMES
 from pyro_gram.registry import GUIDES, MODELS, PRIORS
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import Task, make_task
@@ -48,6 +49,12 @@ def check_parts(config: RunConfig) -> None:
     names = config.names
     model, prior, guide = (r.get(names[part]) for part, r in (("model", MODELS), ("prior", PRIORS), ("guide", GUIDES)))
     model_facts, prior_facts = model_traits(model), prior_traits(prior)
+    if len({model_facts.guidance, prior_facts.guidance, guide_traits(guide).guidance}) > 1:
+        defaults = {**DEFAULT_NAMES, **model_facts.default_parts}
+        raise ConfigError(
+            f"prior {names['prior']!r} and guide {names['guide']!r} do not fit model {names['model']!r}: use "
+            f"--prior {defaults['prior']} --guide {defaults['guide']} with it"
+        )
     has_inference, is_deterministic = not guide_traits(guide).follows_prior, prior_facts.family is None
     if not model_facts.has_guidance and not (is_deterministic and not has_inference):
         raise ConfigError(f"model {names['model']!r} has no guidance: use --prior none and --guide prior with it")

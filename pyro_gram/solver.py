@@ -23,7 +23,8 @@ from pyro_gram.sampling.draws import UNBIASED, DrawScheme
 from pyro_gram.sampling.isolation import generator_lock, isolated_program
 from pyro_gram.sampling.memory import chunk_size, trajectories_in_memory
 from pyro_gram.sampling.result import Rollout
-from pyro_gram.sampling.rollout import rollout, to_device_of
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.steps import to_device_of
 from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.batches import derive_seed

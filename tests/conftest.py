@@ -198,6 +198,8 @@ def covering_program_names() -> list[dict[str, str]]:
 
 def incompatibility(prior: str, guide: str) -> str:
     """Return words of the error message if a guide cannot be used with a prior; an empty text if it can."""
+    if prior == "decisions" or guide == "reveal":
+        return "do not fit model"
     if prior == "none":
         return "" if guide == "prior" else "leaves nothing to infer"
     if prior == "mixture" and guide in ("prior", "mean_field"):

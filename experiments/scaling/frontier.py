@@ -17,7 +17,7 @@ from experiments.scaling.trajectories import SAMPLE_COUNTS, Trajectories, haltin
 from pyro_gram.diagnostics.metrics import coverage_by_input, solution_ids
 from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.fused import plain_forms
-from pyro_gram.sampling.rollout import isolated_rng, run_steps, to_device_of
+from pyro_gram.sampling.steps import isolated_rng, run_steps, to_device_of
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import PuzzleSet
 

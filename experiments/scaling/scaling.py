@@ -46,7 +46,8 @@ from pyro_gram.inference.sites import check_has_heads
 from pyro_gram.sampling.draws import DrawScheme
 from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.result import Rollout
-from pyro_gram.sampling.rollout import rollout, to_device_of
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.steps import to_device_of
 from pyro_gram.sampling.tempering import AtMean
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call

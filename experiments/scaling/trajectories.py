@@ -21,7 +21,7 @@ from pyro_gram.inference.sites import ANSWER, HALT, VALUE
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.result import Rollout
-from pyro_gram.sampling.rollout import Decode, isolated_rng, run_steps, to_device_of
+from pyro_gram.sampling.steps import Decode, isolated_rng, run_steps, to_device_of
 from pyro_gram.sampling.tempering import Temper
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import read_json, write_json

@@ -15,7 +15,8 @@ from experiments.tables.headline import SOLVING_CHECKPOINTS
 from pyro_gram.checkpoint import named_checkpoint
 from pyro_gram.diagnostics.metrics import wilson_interval
 from pyro_gram.errors import UserError
-from pyro_gram.sampling.rollout import rollout, to_device_of
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.steps import to_device_of
 from pyro_gram.sampling.tempering import AtMean
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import check_writable, read_json, write_json

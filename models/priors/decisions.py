@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
-from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import PriorTraits
 from pyro_gram.inference.decisions import Decisions
 from pyro_gram.registry import PRIORS
@@ -33,21 +31,12 @@ class DecisionsConfig:
         check_range(self, certainty=(0.5, 1.0), order=AT_LEAST_0, count=AT_LEAST_1)
 
 
-class NoFamily:
-    """No network computes decisions: the guide reveals the values of y."""
-
-    def head(self, *args: Any) -> nn.Module:
-        raise ConfigError("the prior decisions has one guide: use --guide reveal")
-
-    distribution = residual = head
-
-
 @PRIORS.register("decisions")
 class DecisionsPrior(nn.Module):
     """Turn logits u_t of the open values into the decisions of transition t. It has no parameters."""
 
     Config = DecisionsConfig
-    traits = PriorTraits(family=NoFamily())
+    traits = PriorTraits(guidance="decisions")
 
     def __init__(self, config: DecisionsConfig, width: int) -> None:
         super().__init__()

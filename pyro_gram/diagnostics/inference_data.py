@@ -23,7 +23,7 @@ from pyro_gram.inference.guide import padding_mask, why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
 from pyro_gram.inference.sites import ANSWER, HALT, VALUE, transition_index
 from pyro_gram.sampling.memory import chunk_size
-from pyro_gram.sampling.rollout import isolated_rng, rollout_steps, to_device_of
+from pyro_gram.sampling.steps import isolated_rng, rollout_steps, to_device_of
 from pyro_gram.system.files import explain_file_type, write_atomically
 from pyro_gram.system.text import convert_read_errors
 from pyro_gram.tasks.base import PuzzleSet, Task

@@ -17,7 +17,7 @@ from pyro_gram.inference.importance import check_pairs
 from pyro_gram.inference.sites import ANSWER
 from pyro_gram.inference.terms import check_batch_shape, check_not_shared, log_prob_of, per_input
 from pyro_gram.sampling.memory import MAX_TRAJECTORIES
-from pyro_gram.sampling.rollout import counted_observations, isolated_rng, run_steps
+from pyro_gram.sampling.steps import counted_observations, isolated_rng, run_steps
 from pyro_gram.sampling.tempering import check_no_temper
 
 DATA_CHUNK = 64  # this many data of p(x) are scored at once: log-probabilities of long answers take much memory

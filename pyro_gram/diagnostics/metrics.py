@@ -11,8 +11,8 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from pyro_gram.networks.core import Block
-from pyro_gram.sampling.rollout import isolated_rng, run_steps, to_device_of
 from pyro_gram.sampling.selection import select_by_value, tally
+from pyro_gram.sampling.steps import isolated_rng, run_steps, to_device_of
 from pyro_gram.tasks.base import PuzzleSet, Task
 from pyro_gram.tasks.uniform import expected_total_variation, total_variation
 

@@ -24,7 +24,7 @@ from pyro_gram.inference.contract import guide_traits
 from pyro_gram.inference.guide import padding_mask
 from pyro_gram.inference.importance import MAX_TRACED, guidance_scale, guide_draws
 from pyro_gram.inference.sites import ANSWER, STATE_H, transition_index
-from pyro_gram.sampling.rollout import isolated_rng
+from pyro_gram.sampling.steps import isolated_rng
 from pyro_gram.tasks.batches import derive_seed
 
 BAND_DRAWS = 1000  # the number of simulations from which the band is computed

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_gram.checks import check_counts
 from pyro_gram.inference.families import MeanOnly
 from pyro_gram.inference.sites import ANSWER, transition_index
-from pyro_gram.sampling.rollout import Decode, isolated_rng, rollout_steps, run_steps
+from pyro_gram.sampling.steps import Decode, isolated_rng, rollout_steps, run_steps
 from pyro_gram.sampling.tempering import NO_TEMPER, AtMean, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 

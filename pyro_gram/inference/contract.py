@@ -127,6 +127,8 @@ class ModelTraits:
 
     Attributes:
         has_guidance: the program samples guidance sites; if not, only prior ``none`` and guide ``prior`` fit the model.
+        guidance: what eps_t is: ``state``, a term that is added to u_t; or ``decisions``, values of the answer. Model,
+            prior and guide must agree.
         is_one_step: each call starts from z_0, and a trajectory has one supervision step.
         is_complete_when_halted: after the site ``halted`` is True, further steps change nothing: a rollout ends there.
         has_exact_likelihood: the log density of the site ``y`` is exact; if not, it is a bound.
@@ -135,6 +137,7 @@ class ModelTraits:
     """
 
     has_guidance: bool = True
+    guidance: str = "state"
     is_one_step: bool = False
     is_complete_when_halted: bool = False
     has_exact_likelihood: bool = True
@@ -151,11 +154,13 @@ class PriorTraits:
             infer.
         has_rsample: draws have a gradient. A prior whose draws have none needs a guide in training.
         has_density: ``log_prob`` is the log density of the draws. If not, bounds that use ``log_prob`` are meaningless.
+        guidance: what eps_t is, as in :class:`ModelTraits`.
     """
 
     family: Family | None = NORMAL
     has_rsample: bool = True
     has_density: bool = True
+    guidance: str = "state"
 
 
 @dataclass(frozen=True)
@@ -165,11 +170,13 @@ class GuideTraits:
     Attributes:
         follows_prior: q(eps_t | u_t, y) = p(eps_t | u_t): there is no inference network and every KL is 0.
         is_amortized: all data share the parameters of the guide; if not, each datum has parameters of its own.
+        guidance: what eps_t is, as in :class:`ModelTraits`.
         default_settings: settings that replace those of a preset.
     """
 
     follows_prior: bool = False
     is_amortized: bool = True
+    guidance: str = "state"
     default_settings: Settings = field(default_factory=dict)
 
 

@@ -42,7 +42,6 @@ class Decisions(dist.TorchDistribution):
     arg_constraints = {"logits": constraints.real}  # noqa: RUF012 (torch's own convention)
     support = constraints.independent(constraints.real, 2)
     has_rsample = True  # the parameters of a guide do not change its draws, so that nothing is lost
-    is_neutral_at_padding = True  # a position at padding has one open value: it is never decided
 
     def __init__(
         self,
@@ -73,7 +72,7 @@ class Decisions(dist.TorchDistribution):
         values = None if self.values is None else self.values.expand(*shape, self.values.shape[-1])
         return Decisions(self.raw_logits.expand(*shape, *self.event_shape), *self.settings, values)
 
-    def given(self, values: Tensor) -> Decisions:
+    def with_values(self, values: Tensor) -> Decisions:
         """Return the distribution that decides the same positions, for the values ``values``, int64 ``[..., L]``."""
         return Decisions(self.raw_logits, *self.settings, values)
 

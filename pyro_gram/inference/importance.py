@@ -65,11 +65,10 @@ def guidance_scale(eps: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Positions at which ``mask``, bool ``[..., L]``, is False are padding and do not count.
     """
-    return (
-        eps.square().mean((-2, -1))
-        if mask is None or mask.shape[-1] != eps.shape[-2]
-        else mean_over(eps.square(), mask).mean(-1)
-    ).sqrt()
+    if mask is None:
+        return eps.square().mean((-2, -1)).sqrt()
+    at_positions = eps.reshape(*eps.shape[:-2], mask.shape[-1], -1)  # a position may stand for a token and a value
+    return mean_over(at_positions.square(), mask).mean(-1).sqrt()
 
 
 MAX_TRACED = 256  # trajectories that are traced together; a trace holds all tensors of a trajectory

@@ -11,7 +11,8 @@ from pyro_gram.inference.contract import guide_traits
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import guide_draws
 from pyro_gram.runs.measure import has_likelihood
-from pyro_gram.sampling.rollout import rollout, to_device_of
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.steps import to_device_of
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import SPLITS, Task
 

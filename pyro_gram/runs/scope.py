@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_gram.inference.contract import model_sizes
 from pyro_gram.sampling.memory import chunk_size
-from pyro_gram.sampling.rollout import to_device_of
+from pyro_gram.sampling.steps import to_device_of
 from pyro_gram.solver import Solver
 from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.batches import generator_for

@@ -26,7 +26,7 @@ from pyro_gram.runs.measure import (
 )
 from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.result import Rollout
-from pyro_gram.sampling.rollout import to_device_of
+from pyro_gram.sampling.steps import to_device_of
 from pyro_gram.solver import Solver
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 from pyro_gram.tasks.base import PuzzleSet

@@ -8,39 +8,24 @@ be compared with y.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.checks import check_counts
-from pyro_gram.errors import ConfigError, UserError
+from pyro_gram.errors import UserError
 from pyro_gram.inference.contract import model_traits
-from pyro_gram.inference.sites import (
-    ANSWER,
-    DRAW_ANSWER,
-    HALT,
-    HALTED,
-    HEAD_SITE,
-    STATE_H,
-    STATE_L,
-    VALUE,
-    check_has_heads,
-    data_plates,
-    transition_index,
-)
-from pyro_gram.inference.terms import is_counted, log_prob_of, per_input, weight_of_inputs
-from pyro_gram.networks.core import LatentState
+from pyro_gram.inference.sites import ANSWER, VALUE, check_has_heads
 from pyro_gram.sampling.draws import INDEPENDENT, DrawScheme
+from pyro_gram.sampling.halting import run_until_halted
 from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.sampling.result import Rollout, broadcast_chunk, concatenate_rollouts
+from pyro_gram.sampling.steps import isolated_rng, rollout_steps, run_steps, to_device_of
 from pyro_gram.sampling.tempering import NO_TEMPER, Temper, TemperConfig, check_no_temper
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
@@ -58,7 +43,7 @@ class RolloutConfig:
         temper: the scale of the prior in the first transitions.
         halt: a trajectory ends when the halt head's probability of a right answer reaches this value; None: never.
         draws: how the trajectories of an input are drawn together.
-        sweeps: how often a complete answer is opened again at random positions, and completed anew.
+        sweeps: how often half of a complete answer is drawn again.
     """
 
     depth: int
@@ -102,9 +87,8 @@ def rollout(
         halt: a trajectory ends after the first supervision step at which the halt head's probability of a right
             answer reaches this value (A.1: 0.5). With None or 1 every trajectory runs to ``depth``.
         draws: how the trajectories of an input are drawn together (``sampling.draws``).
-        sweeps: for a model whose trajectories end when their answer is complete: how often half of the positions of a
-            complete answer, drawn at random, are opened again and drawn from the model given the others (Gibbs sweeps).
-            A sweep that does not end before ``depth`` leaves the answer as it was.
+        sweeps: how often a random half of a complete answer is opened again and drawn given the rest (Gibbs sweeps), if
+            the model's trajectories end with a complete answer. A sweep of ``depth`` steps without one is dropped.
         max_trajectories: the largest number of trajectories that run at once.
         progress: called after each chunk with its number of trajectories.
         processes: the processes that share the chunks. Each returns all answers. They are the same for any number of
@@ -135,11 +119,16 @@ def rollout(
             chunks.append(result := _run_cropped_chunk(model, part, count, config))
             if progress:
                 progress(result.score.numel())
-    device = to_device_of(model, torch.empty(0)).device if isinstance(model, nn.Module) else torch.device("cpu")
-    parts = [broadcast_chunk(result, chunk % processes.size, processes, device) for chunk, result in enumerate(chunks)]
-    rows = [parts[first : first + len(counts)] for first in range(0, len(parts), len(counts))]
-    result = concatenate_rollouts([concatenate_rollouts(row, dim=0) for row in rows], dim=1)
+    result = _join_chunks(model, chunks, len(counts), processes)
     return result if order is None else result.select(order.argsort())
+
+
+def _join_chunks(model: Any, chunks: list[Rollout | None], parts: int, processes: ProcessGroup) -> Rollout:
+    """Join the chunks of all processes; ``parts`` consecutive chunks hold the trajectories of the same inputs."""
+    device = to_device_of(model, torch.empty(0)).device if isinstance(model, nn.Module) else torch.device("cpu")
+    owned = [broadcast_chunk(chunk, number % processes.size, processes, device) for number, chunk in enumerate(chunks)]
+    rows = [owned[first : first + parts] for first in range(0, len(owned), parts)]
+    return concatenate_rollouts([concatenate_rollouts(row, dim=0) for row in rows], dim=1)
 
 
 def _spec_with_sizes(model: Any) -> TaskSpec | None:
@@ -190,7 +179,8 @@ def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, co
     with config.draws.handler(), Temper(config.temper):
         is_complete_when_halted = model_traits(model).is_complete_when_halted and not config.history
         if config.halt is not None or config.draws.is_selective or is_complete_when_halted:
-            return _run_until_halted(model, x, num_samples, config)
+            settings: dict[str, Any] = {name: getattr(config, name) for name in ("depth", "halt", "draws", "sweeps")}
+            return run_until_halted(model, x, num_samples, **settings)
         if config.history:
             ends = list(rollout_steps(model, x, depth=config.depth, num_samples=num_samples))
         else:
@@ -200,206 +190,3 @@ def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, co
     history = torch.stack([end.values[ANSWER] for end in ends]) if config.history else None
     score = ends[-1].likelihood.log_prob(tokens)
     return Rollout(tokens, score, steps, steps.sum(0), ends[-1].values.get(VALUE), history)
-
-
-def _run_until_halted(model: Callable[..., Any], x: Tensor | None, num_samples: int, config: RolloutConfig) -> Rollout:
-    """Run trajectories one supervision step at a time; a trajectory that has halted leaves the batch.
-
-    The trajectories of all inputs lie along one dimension: row ``n * B + b`` is trajectory n of input b.
-    """
-    num_proposals = config.draws.num_proposals(num_samples)
-    step = min(config.depth, config.draws.shared_steps)
-    end = run_steps(model, x, None, num_proposals, step)
-    kept_index = config.draws.select(end.values[ANSWER], num_samples)  # [N, B]
-    b = kept_index.shape[1]
-    rows = (kept_index * b + torch.arange(b, device=kept_index.device)).flatten()
-    dropped_work = (num_proposals - num_samples) * step
-    # After one transition all trajectories of an input still share l, so that l has no dimension for trajectories.
-    state = LatentState(*(part.expand(num_proposals, b, -1, -1).flatten(0, 1)[rows] for part in end.state))
-    ends_when_complete = model_traits(model).is_complete_when_halted
-    sweeps = torch.full_like(rows, config.sweeps)
-    values = {name: value.flatten(0, 1)[rows] for name, value in _read_answers(end).items()}
-    final_values = {name: torch.empty_like(value) for name, value in values.items()}
-    steps = torch.empty_like(rows)
-    active_rows = torch.arange(len(rows), device=rows.device)
-    while True:
-        halted = _find_halted(values, active_rows, config, step)
-        is_complete = values[HALTED] if ends_when_complete else torch.zeros_like(halted)
-        # If the depth is reached in a sweep, the answer before the sweep remains.
-        is_answer = is_complete | (halted & (sweeps[active_rows] == config.sweeps))
-        for name, value in values.items():
-            final_values[name][active_rows[is_answer]] = value[is_answer]
-        is_reopened = is_complete & ~halted & (sweeps[active_rows] > 0)
-        sweeps[active_rows[is_reopened]] -= 1
-        halted = halted | (is_complete & ~is_reopened)
-        steps[active_rows[halted]] = step
-        state = LatentState(*(part[~halted] for part in state))
-        active_rows, is_reopened = active_rows[~halted], is_reopened[~halted]
-        if not len(active_rows):
-            break
-        x_active = None if x is None else x[active_rows % b]
-        if is_reopened.any():
-            state = _reopen(model, x_active, state, is_reopened)
-        end = run_steps(model, x_active, state, None, 1)
-        step, state, values = step + 1, end.state, _read_answers(end)
-    results = {name: value.unflatten(0, (num_samples, b)) for name, value in final_values.items()}
-    steps = steps.view(num_samples, b)
-    return Rollout(results[ANSWER], results["score"], steps, steps.sum(0) + dropped_work, results.get(VALUE))
-
-
-def _reopen(model: Callable[..., Any], x: Tensor | None, state: LatentState, is_reopened: Tensor) -> LatentState:
-    """Return the states with half of the positions of ``is_reopened`` trajectories, bool ``[N]``, as in z_0."""
-    with data_plates(is_reopened.shape) if x is None else nullcontext():
-        start = run_steps(model, x, None, None, 0).state
-    opens = (torch.rand(state.h.shape[:-1], device=state.h.device) < 0.5) & is_reopened[:, None]
-    return LatentState(torch.where(opens[..., None], start.h, state.h), state.l)
-
-
-def _read_answers(end: Decode) -> dict[str, Tensor]:
-    """Return the answers at the end of a supervision step, their scores, and the outputs of the heads."""
-    tokens = end.values[ANSWER]
-    heads = {name: end.values[name] for name in (HALT, VALUE, HALTED) if name in end.values}
-    return {ANSWER: tokens, "score": end.likelihood.log_prob(tokens), **heads}
-
-
-def _find_halted(values: dict[str, Tensor], active_rows: Tensor, config: RolloutConfig, step: int) -> Tensor:
-    """Return a bool mask of the active trajectories that end after this step."""
-    if step >= config.depth:
-        return torch.ones_like(active_rows, dtype=torch.bool)
-    if config.halt is None:
-        return torch.zeros_like(active_rows, dtype=torch.bool)
-    if HALT not in values:
-        raise ConfigError(
-            "the program has heads and no site 'halt': call pyro_gram.inference.sites.sample_halt_and_value in it"
-        )
-    return values[HALT] >= config.halt
-
-
-# ---- supervision steps -------------------------------------------------------------------------------------------
-
-
-def rollout_steps(
-    model: Callable[..., Any], x: Tensor | None, *, depth: int, num_samples: int | None = None
-) -> Iterator[Decode]:
-    """Run ``depth`` supervision steps from z_0, all trajectories together; yield the decoded end of each step.
-
-    Draws come from the caller's generator.
-
-    Args:
-        model: the program.
-        x: inputs, int64 ``[B, *event]``; None for a model without input, p(x).
-        depth: supervision steps.
-        num_samples: N, for states ``[N, B, L, D]``; None for one trajectory of each input, ``[B, L, D]``.
-    """
-    state = None
-    for _ in range(depth):
-        end = run_steps(model, x, state, num_samples, 1)
-        yield end
-        state = end.state
-
-
-def run_steps(
-    model: Callable[..., Any], x: Tensor | None, state: LatentState | None, num_samples: int | None, steps: int
-) -> Decode:
-    """Run ``steps`` supervision steps from ``state`` and return their decoded end.
-
-    Args:
-        model: the program.
-        x: inputs, int64 ``[B, *event]``; None for a model without input, p(x).
-        state: where to start; None for z_0.
-        num_samples: N trajectories of each input; None for one trajectory, without a dimension for N.
-        steps: supervision steps.
-    """
-    plate = nullcontext() if num_samples is None else pyro.plate("trajectories", num_samples, dim=-2)
-    with Decode() as decode, plate:
-        model(x, None, state, steps=steps)
-    return decode
-
-
-class Decode(Messenger):
-    """Decode the answer of a program instead of sampling it, and record the answer and the final state.
-
-    The site ``y`` takes the mode of p(y | h_T), or a draw if the program marks it with ``DRAW_ANSWER`` (an
-    autoregressive model has no known mode). The sites of the heads take their means.
-
-    Attributes:
-        values: the values of ``y``, ``h``, ``l`` and, with heads, ``halt`` (P(the answer is right)) and ``value``.
-        answer_site: the message of the site ``y``.
-        observations: name and message of each other observed site whose density counts.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: dict[str, Tensor] = {}
-        self.answer_site: Any = None
-        self.observations: list[tuple[str, Any]] = []
-
-    @property
-    def likelihood(self) -> Any:
-        """The distribution p(y | h_T)."""
-        return self.answer_site["fn"]
-
-    @property
-    def state(self) -> LatentState:
-        """The state at the end of the program."""
-        return LatentState(self.values[STATE_H], self.values[STATE_L])
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == ANSWER:
-            if msg["is_observed"]:
-                raise UserError("a rollout of the prior must not be given y")
-            msg["value"] = msg["fn"].sample() if msg["infer"].get(DRAW_ANSWER) else msg["fn"].mode
-            self.answer_site = msg
-        elif _is_head(msg):
-            msg["value"] = msg["fn"].mean
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if _is_head(msg) or msg["name"] in (ANSWER, STATE_H, STATE_L, HALTED):
-            self.values[msg["name"]] = msg["value"]
-        else:
-            self.observations.extend(counted_observations(msg))
-
-    def log_prob(self, y: Tensor) -> Tensor:
-        """Return log p(y | h_T) plus the log density of the other observations, under their masks; nats, ``[N, B]``.
-
-        Args:
-            y: ``[B, L_out]``. In a program without input, the whole density of the other observations is added to the
-                density of each datum.
-        """
-        shape = self.answer_site["fn"].batch_shape
-        log_prob = log_prob_of({**self.answer_site, "value": y}) / weight_of_inputs(self.answer_site, self.answer_site)
-        for name, site in self.observations:
-            log_prob = log_prob + per_input(name, site, log_prob_of(site), self.answer_site, shape)
-        return log_prob
-
-
-def counted_observations(msg: Any) -> list[tuple[str, Any]]:
-    """If a site is observed and its density counts, return a list with its name and message; else an empty list."""
-    if msg["is_observed"] and msg["mask"] is False and transition_index(msg["name"]) is not None:
-        msg = {**msg, "mask": None}  # conditioned guidance counts although a truncated program masks it
-    return [(msg["name"], msg)] if msg["is_observed"] and is_counted(msg) else []
-
-
-def _is_head(msg: Any) -> bool:
-    """Return whether a head made this site. A user's own site may have the same name, but not the key ``HEAD_SITE``."""
-    return bool(msg["infer"].get(HEAD_SITE)) and not msg["is_observed"]
-
-
-# ---- devices and random states -----------------------------------------------------------------------------------
-
-
-def to_device_of(model: nn.Module, tensor: Any) -> Any:
-    """Return the tensor on the model's device; None stays None."""
-    return None if tensor is None else tensor.to(next(model.parameters()).device)
-
-
-@contextmanager
-def isolated_rng(model: Callable[..., Any], x: Tensor | None) -> Iterator[None]:
-    """Run a block without gradients and validation, and restore the caller's random state afterwards.
-
-    Two random states are restored: that of the CPU, and that of the device that holds x (or the model, if x is None).
-    """
-    tensor = x if x is not None or not isinstance(model, nn.Module) else next(model.parameters(), None)
-    devices = [tensor.device] if tensor is not None and tensor.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), pyro.validation_enabled(False):
-        yield

@@ -26,7 +26,7 @@ from pyro_gram.inference.sites import ANSWER, HALT, VALUE, check_has_heads
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.sampling.result import Rollout
-from pyro_gram.sampling.rollout import isolated_rng, run_steps
+from pyro_gram.sampling.steps import isolated_rng, run_steps
 from pyro_gram.sampling.tempering import NO_TEMPER, Temper, TemperConfig
 
 POTENTIALS = (VALUE, HALT)

@@ -27,7 +27,7 @@ from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.heads import HaltValueHead
 from pyro_gram.networks.relations import check_mixer, reads_relations
 from pyro_gram.sampling.memory import chunk_size
-from pyro_gram.sampling.rollout import isolated_rng, rollout_steps
+from pyro_gram.sampling.steps import isolated_rng, rollout_steps
 from pyro_gram.sampling.tempering import NO_TEMPER, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 from pyro_gram.tasks.batches import TargetStream

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from pyro_gram.networks.core import LatentState
-from pyro_gram.sampling.rollout import Decode
+from pyro_gram.sampling.steps import Decode
 from pyro_gram.tasks.batches import Candidates
 
 

@@ -4,7 +4,8 @@ import pytest
 
 import pyro_gram
 from experiments.studies import no_noise
-from pyro_gram.sampling.rollout import rollout, to_device_of
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.steps import to_device_of
 from pyro_gram.sampling.tempering import AtMean
 from pyro_gram.system.cli import call
 from pyro_gram.system.files import read_json

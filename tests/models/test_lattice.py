@@ -1,4 +1,4 @@
-"""The lattice model: its bound is a bound, guide and prior decide the same positions, and given values stay."""
+"""The lattice model: its bound is a bound, guide and prior decide the same positions, and clues stay."""
 
 import itertools
 
@@ -101,14 +101,14 @@ def test_guide_and_prior_decide_the_same_positions_and_their_weights_cancel():
     logits[:, 0, 1:] = CLOSED
     p = Decisions(logits, 0.9, 0.5)
     y = torch.randint(4, (5, 6))
-    q = p.given(y)
+    q = p.with_values(y)
     draw = q.sample()
     is_decided = draw.sum(-1) > 0
     assert not is_decided[:, 0].any()  # only one value is open
     assert torch.equal(draw.argmax(-1)[is_decided], y[is_decided])
     log_values = (p.logits.gather(-1, y[..., None]).squeeze(-1) * is_decided).sum(-1)
     assert torch.allclose(p.log_prob(draw) - q.log_prob(draw), log_values)
-    assert q.log_prob(p.given((y + 1) % 4).sample()).max() < CLOSED / 2
+    assert q.log_prob(p.with_values((y + 1) % 4).sample()).max() < CLOSED / 2
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -124,7 +124,7 @@ def test_the_probabilities_of_all_decisions_sum_to_one(count):
         assert share == pytest.approx(expected.item(), abs=0.02)
 
 
-def test_given_values_stay_and_a_decided_position_never_changes():
+def test_clues_stay_and_a_decided_position_never_changes():
     solver = small(task_name="sudoku")
     x = solver.task.split("test").inputs
     with torch.no_grad():
@@ -136,8 +136,8 @@ def test_given_values_stay_and_a_decided_position_never_changes():
             assert decided is None or not ((rows > 0) & decided).any()
             decided = rows > 0 if decided is None else decided | (rows > 0)
     answers = trace.nodes["y"]["value"]
-    given = x > 1
-    assert torch.equal(answers[given], x[given])
+    is_clue = x > 1
+    assert torch.equal(answers[is_clue], x[is_clue])
 
 
 def test_predictive_draws_answers():

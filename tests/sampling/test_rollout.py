@@ -8,7 +8,8 @@ from pyro_gram.diagnostics.likelihood import rollout_log_prob
 from pyro_gram.errors import UserError
 from pyro_gram.inference.sites import LOSS_ONLY
 from pyro_gram.sampling.memory import chunk_size, trajectories_in_memory
-from pyro_gram.sampling.rollout import rollout, rollout_steps, run_steps
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.steps import rollout_steps, run_steps
 from tests.conftest import build_case
 
 

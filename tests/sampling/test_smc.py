@@ -6,8 +6,9 @@ import torch
 
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.networks.core import LatentState
-from pyro_gram.sampling.rollout import rollout, rollout_steps, run_steps
+from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.smc import FLOOR, SMCConfig, effective_sample_size, smc, systematic_resample, to_rollout
+from pyro_gram.sampling.steps import rollout_steps, run_steps
 from tests.conftest import build_case, build_case_with_heads
 
 

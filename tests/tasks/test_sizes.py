@@ -9,7 +9,8 @@ from pyro_gram.config import make_run_config
 from pyro_gram.errors import InputError
 from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.inference.sites import ANSWER
-from pyro_gram.sampling.rollout import rollout, run_steps
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.steps import run_steps
 from pyro_gram.tasks.batches import TargetStream
 
 SMALL = {
