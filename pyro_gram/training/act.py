@@ -18,8 +18,8 @@ from torch import Tensor
 from pyro_gram.inference.sites import data_plates
 from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
+from pyro_gram.sampling.steps import run_steps
 from pyro_gram.system.distributed import ProcessGroup
-from pyro_gram.training.on_policy import prior_end
 
 EXPLORATION = 0.1  # share of trajectories that must make a random number of steps, at least 2, before they may halt
 
@@ -53,8 +53,8 @@ class Carry:
         assert self.state is not None
         x = None if x is None or self.x is None else _where(self.finished, x, self.x)
         y = _where(self.finished, y, self.y)
-        with data_plates(self.finished.shape) if x is None else nullcontext():
-            start = prior_end(model, x, 0).state
+        with torch.no_grad(), data_plates(self.finished.shape) if x is None else nullcontext():
+            start = run_steps(model, x, None, None, 0).state
         pairs = zip(start, self.state, strict=True)
         state = LatentState(*(_where(self.finished, new_values, old_values) for new_values, old_values in pairs))
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state)
