@@ -79,6 +79,7 @@ class Lattice(RelationalModule):
         self.f = make_stack(config.mixer, config.layers, length, config.width, config.heads, config.hidden)
         self.prior = prior
         self.decoder = answer_decoder(spec, config.width, self.has_relations)
+        self.heads: nn.Module | None = None  # the halt and value heads, which read l; training.heads sets them
         self.register_buffer("l0", torch.randn(length, config.width))
 
     def forward(
@@ -111,7 +112,9 @@ class Lattice(RelationalModule):
                     h = torch.where(eps.sum(-1, keepdim=True) > 0, eps, h)
             sites.record_state(LatentState(h, l))
             pyro.deterministic(sites.HALTED, (h.sum(-1) == 1).all(-1))
-            return pyro.sample(sites.ANSWER, self.likelihood(LatentState(h, l)), obs=y)
+            likelihood = self.likelihood(LatentState(h, l))
+            sites.sample_halt_and_value(self.heads if y is None else None, l, e_x, likelihood, self.structure)
+            return pyro.sample(sites.ANSWER, likelihood, obs=y)
 
     def refine(self, h: Tensor, l: Tensor, e_x: Tensor, y: Tensor | None, t: int) -> Tensor:
         """Apply f K times. With y, add the loss of the predictions after each application."""

@@ -304,18 +304,19 @@ def test_every_model_fits_the_presets_of_every_task_with_the_updates_of_gram(mod
 
 @pytest.mark.parametrize("prior", PRIORS.names())
 def test_every_prior_fits_a_preset(prior):
-    config = preset_with(prior=prior)
+    config = preset_with(prior=prior, **({"model": "lattice"} if prior == "decisions" else {}))
     check_parts(config)
-    assert config.names["guide"] == ("prior" if prior == "none" else "amortized")
+    assert config.names["guide"] == {"none": "prior", "decisions": "reveal"}.get(prior, "amortized")
     if prior != "gaussian":
         assert config.temper.transitions == 0  # the preset's tempering is for the gaussian prior
 
 
 @pytest.mark.parametrize("guide", GUIDES.names())
 def test_every_guide_fits_a_preset(guide):
-    config = preset_with(guide=guide)
+    is_reveal = guide == "reveal"
+    config = preset_with(guide=guide, **({"model": "lattice"} if is_reveal else {}))
     check_parts(config)
-    assert config.temper.transitions == 2
+    assert config.temper.transitions == (0 if is_reveal else 2)
     assert config.train.augment == (guide != "mean_field")
 
 

@@ -21,7 +21,7 @@ from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.steps import run_steps
 from pyro_gram.system.distributed import ProcessGroup
 
-EXPLORATION = 0.1  # share of trajectories that must make a random number of steps, at least 2, before they may halt
+EXPLORATION = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,10 @@ class Carry:
         state = LatentState(*(_where(self.finished, new_values, old_values) for new_values, old_values in pairs))
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state)
 
-    def advance(self, terms: StepTerms, max_steps: int) -> Carry:
+    def advance(self, terms: StepTerms, max_steps: int, exploration: float = EXPLORATION) -> Carry:
         """Return the carry after a supervision step whose results are ``terms``. This uses torch's generator.
 
+        A share ``exploration`` of the trajectories may not halt before a random number of steps, at least 2.
         If the model does not say which trajectories halt, each makes ``max_steps`` steps. The trajectories of the first
         batch make 1 to ``max_steps`` steps, so that later ones do not all end at the same update.
         """
@@ -71,7 +72,7 @@ class Carry:
                 steps = torch.randint(1, max_steps + 1, steps.shape, device=steps.device)
             return Carry(self.x, self.y, steps, steps >= max_steps, terms.state)
         min_steps = torch.randint(2, max(3, max_steps + 1), steps.shape, device=steps.device)
-        min_steps = torch.where(torch.rand(steps.shape, device=steps.device) < EXPLORATION, min_steps, 0)
+        min_steps = torch.where(torch.rand(steps.shape, device=steps.device) < exploration, min_steps, 0)
         finished = (steps >= max_steps) | (terms.halted & (steps >= min_steps))
         return Carry(self.x, self.y, steps, finished, terms.state)
 

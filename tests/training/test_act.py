@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pyro_gram.inference.sites import plate_shape, record_state
 from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
 from pyro_gram.system.distributed import SINGLE_PROCESS
-from pyro_gram.training import act
 from pyro_gram.training.act import Carry
 from pyro_gram.training.dry_run import dry_run
 from pyro_gram.training.loop import train_batches
@@ -26,9 +26,11 @@ def start(count):
     return Carry.start(None, torch.zeros(count, 1, dtype=torch.long))
 
 
-class Model:
-    def initial_state(self, e_x):
-        return LatentState(torch.zeros_like(e_x), torch.ones_like(e_x))
+def program(x, y=None, state=None, *, steps):
+    """Record a z_0 of zeros and ones."""
+    assert steps == 0
+    shape = (*(plate_shape() if x is None else x.shape[:1]), 3, 4)
+    record_state(LatentState(torch.zeros(shape), torch.ones(shape)))
 
 
 def test_a_new_pair_replaces_a_finished_trajectory_and_no_other():
@@ -38,7 +40,7 @@ def test_a_new_pair_replaces_a_finished_trajectory_and_no_other():
     assert carry.steps.dtype == torch.long
     carry = carry.advance(terms([True, False, False]), max_steps=4)
     assert carry.finished.tolist() == [True, False, False]
-    carry = carry.replace_finished(Model(), x + 10, y + 10)
+    carry = carry.replace_finished(program, x + 10, y + 10)
     assert carry.x.flatten().tolist() == carry.y.flatten().tolist() == [10, 1, 2]
     assert carry.steps.tolist() == [0, 1, 1]
     assert (carry.state.h[0] == 0).all()
@@ -58,14 +60,13 @@ def test_a_tenth_of_the_trajectories_must_explore_for_at_least_two_steps():
     assert 0.07 < (~carry.finished).float().mean() < 0.13
 
 
-def test_an_exploring_trajectory_makes_a_uniform_number_of_steps(monkeypatch):
-    monkeypatch.setattr(act, "EXPLORATION", 1.0)
+def test_an_exploring_trajectory_makes_a_uniform_number_of_steps():
     n, max_steps = 4000, 5
     carry = start(n)
     shares = []
     for step in range(1, max_steps + 1):
         carry = Carry(None, carry.y, torch.full((n,), step - 1), carry.finished)
-        carry = carry.advance(terms([True] * n), max_steps=max_steps)
+        carry = carry.advance(terms([True] * n), max_steps, exploration=1.0)
         shares.append(carry.finished.float().mean().item())
     assert shares == pytest.approx([0, 1 / 4, 2 / 4, 3 / 4, 1], abs=0.04)  # a minimum of 2 to 5 steps is drawn
     assert start(n).advance(terms([True] * n), max_steps=1).finished.all()
@@ -88,7 +89,7 @@ def test_trajectories_of_a_model_that_does_not_halt_end_at_different_updates():
         carry = carry.advance(replace(terms([False] * n), halted=None), max_steps)
         assert 0.2 < carry.finished.float().mean() < 0.3
         finished.append(carry.finished)
-        carry = carry.replace_finished(Model(), None, carry.y)
+        carry = carry.replace_finished(program, None, carry.y)
     assert torch.stack(finished[:max_steps]).sum(0).eq(1).all()
     assert torch.equal(torch.stack(finished[:max_steps]), torch.stack(finished[max_steps:]))
 
