@@ -24,15 +24,12 @@ from pyro_gram.solver import BATCH_TRAJECTORIES, DRAWS, Solver
 from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call
 from pyro_gram.system.files import check_writable, write_atomically
 from pyro_gram.system.machine import pick_device
-from pyro_gram.system.text import MAX_PUZZLE_BYTES, make_printable, normalize_text, read_text
-from pyro_gram.tasks.base import NO_PUZZLE, Task
-from pyro_gram.tasks.inputs import input_with_colors
 from pyro_gram.tasks.recognition import choose_task
+from pyro_gram.tasks.sources import STDIN_NAME, FailedInput, Source, read_inputs, read_sources
 from pyro_gram.tasks.terminal import wants_colour
 
 # options of Solver.stream
-SOLVER_OPTIONS = ("num_samples", "depth", "seed", "select", "colors", "halt", "draws", "memory")
-STDIN_NAME = "standard input"  # in messages
+SOLVER_OPTIONS = ("num_samples", "depth", "seed", "select", "colors", "halt", "draws", "sweeps", "memory")
 FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # largest numbers of inputs, and of answers for each input, in --figure
 MAX_TITLE = 20  # an input with more characters is titled by its number in a figure
 JSON_HELP = (
@@ -108,6 +105,12 @@ def make_parser() -> Parser:
         help="multiply the prior's sigma by SCALE in the first TRANSITIONS transitions of a trajectory (default: as "
         "in the run's evaluation); 1 0 for no tempering",
     )
+    parser.add_argument(
+        "--sweeps",
+        type=int,
+        metavar="W",
+        help="draw half of each complete answer again, W times, for models with a lattice (default: the checkpoint's)",
+    )
     parser.add_argument("--memory", type=float, metavar="MB", help="memory that trajectories may take (default ~250)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -118,81 +121,6 @@ def make_parser() -> Parser:
     add_trust_option(parser)
     add_device_option(parser)
     return parser
-
-
-@dataclass(frozen=True)
-class Source:
-    """A text of puzzles, and the name of its file in messages."""
-
-    name: str
-    text: str
-
-
-def read_sources(arguments: Any) -> list[Source]:
-    """Read the texts of all files, or of stdin. Raises InputError if one is empty."""
-    if arguments.input is not None:
-        return [read_source(arguments.input, f"--input {arguments.input}")]
-    if arguments.files:
-        return [read_source(file, STDIN_NAME if file == "-" else file) for file in arguments.files]
-    if sys.stdin is not None and sys.stdin.isatty():
-        raise UserError("there is no puzzle: name a FILE, or pipe a text (- reads what you type)")
-    return [read_source("-", STDIN_NAME)]
-
-
-def read_source(file: str, name: str) -> Source:
-    """Read the text of a file or, for ``-``, of stdin. Raises InputError if it is empty."""
-    if file != "-":
-        text = read_text(Path(file), name, MAX_PUZZLE_BYTES)
-    elif sys.stdin is None:
-        raise InputError("standard input is closed: name a FILE")
-    else:
-        stream = getattr(sys.stdin, "buffer", None)
-        text = read_text(stream, name, MAX_PUZZLE_BYTES) if stream else normalize_text(sys.stdin.read())
-    if not text.strip():
-        raise InputError(f"{name} is empty: give one puzzle per line")
-    return Source(name, text)
-
-
-@dataclass(frozen=True)
-class FailedInput:
-    """The text of an input that cannot be solved, and the reason."""
-
-    text: str
-    error: str
-
-    def show(self) -> str:
-        """Return the line that is printed without ``--json``."""
-        return f"{make_printable(self.text, 80)}: not solved: {make_printable(self.error)}\n"
-
-    def to_dict(self) -> dict[str, str]:
-        """Return the object that ``--json`` prints."""
-        return {"input": self.text, "error": self.error}
-
-
-def read_inputs(task: Task, text: str, colors: int | None, keep_going: bool) -> list[Tensor | FailedInput]:
-    """Read every input of a text, and check that ``colors`` may suffice for it.
-
-    With ``keep_going``, an input that cannot be solved becomes a FailedInput; otherwise it raises InputError.
-    """
-    if colors is None and not keep_going:
-        return list(task.read_inputs(text))
-    inputs: list[Tensor | FailedInput] = []
-    pieces = task.puzzle_texts(text)
-    if not pieces:
-        raise InputError(NO_PUZZLE)
-    for piece in pieces:
-        try:
-            rows = task.parse_inputs(piece.text)
-            if colors is not None:
-                for x in rows:
-                    input_with_colors(task, x[None], colors)
-            inputs += rows
-        except InputError as e:
-            error = piece.locate_error(e) if len(pieces) > 1 else e
-            if not keep_going:
-                raise error from None
-            inputs.append(FailedInput(piece.text.strip(), str(error)))
-    return inputs
 
 
 @dataclass
@@ -361,7 +289,7 @@ def main(argv: list[str]) -> int:
     settings |= {name: getattr(arguments, name) for name in SOLVER_OPTIONS}
     solvers = Solvers(arguments)
     # Without --keep-going all inputs are checked before any is solved.
-    jobs = make_jobs(read_sources(arguments), solvers, arguments)
+    jobs = make_jobs(read_sources(arguments.files, arguments.input), solvers, arguments)
     if arguments.figure and len(jobs) > 1:
         raise UserError("--figure draws the puzzles of one task: give the files of one task")
     print(*solvers.choices, sep="\n", end="\n" * bool(solvers.choices), file=sys.stderr)

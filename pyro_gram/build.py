@@ -72,6 +72,8 @@ def check_parts(config: RunConfig) -> None:
         raise ConfigError(
             "relaxed codes have no density for --train.elbo trace: set prior.temperature to 0, or use balanced"
         )
+    if config.evaluate.sweeps and not model_facts.is_complete_when_halted:
+        raise ConfigError(f"model {names['model']!r} has no lattice to open again: set evaluate.sweeps to 0")
     if model_facts.is_one_step:
         _check_one_step(config)
     _check_guided_transitions(config)

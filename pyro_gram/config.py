@@ -33,15 +33,18 @@ class EvaluateConfig:
         inputs: the number of held-out inputs that are measured, counted from the start of the split; 0 for all. The
             order of the split is random.
         seed: the seed of the measured trajectories.
+        sweeps: how often a complete answer is opened again and drawn anew (``sampling.rollout``), for models with a
+            lattice.
     """
 
     num_samples: int = 20
     depth: int = 0
     inputs: int = 0
     seed: int = 1
+    sweeps: int = 0
 
     def __post_init__(self) -> None:
-        check_range(self, num_samples=AT_LEAST_1, depth=AT_LEAST_0, inputs=AT_LEAST_0)
+        check_range(self, num_samples=AT_LEAST_1, depth=AT_LEAST_0, inputs=AT_LEAST_0, sweeps=AT_LEAST_0)
         check_seed(self.seed)
 
 

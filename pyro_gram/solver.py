@@ -42,6 +42,7 @@ class SampleSettings(TypedDict, total=False):
     temper: TemperConfig | None
     halt: float | None
     draws: str
+    sweeps: int | None
     memory: float | None
     progress: Callable[[int], Any] | None
 
@@ -93,6 +94,7 @@ class Solver:
         temper: TemperConfig | None = None,
         halt: float | None = None,
         draws: str = "independent",
+        sweeps: int | None = None,
         memory: float | None = None,
         progress: Callable[[int], Any] | None = None,
     ) -> Rollout:
@@ -111,6 +113,8 @@ class Solver:
                 trajectories run to ``depth``.
             draws: how the trajectories of an input are drawn together: ``independent``, ``antithetic`` or ``sobol``
                 (``sampling.draws``); or ``smc``, weighted by the value head (``sampling.smc``).
+            sweeps: how often half of a complete answer is drawn again, for models with a lattice; None takes the value
+                of the config.
             memory: MB for the trajectories that run at once; by default about 250 MB if D = 128.
             progress: called with the number of trajectories that have just ended.
 
@@ -123,7 +127,9 @@ class Solver:
             UserError: a count is below 1; temper, halt or draws has a wrong value; or there is too little memory.
             ConfigError: halt is set without heads; or the draws are antithetic or Sobol and the prior is not Gaussian.
         """
-        settings = SampleSettings(temper=temper, halt=halt, draws=draws, memory=memory, progress=progress)
+        settings = SampleSettings(
+            temper=temper, halt=halt, draws=draws, sweeps=sweeps, memory=memory, progress=progress
+        )
         return self._sample(self._tokens(x), num_samples, depth, seed, settings, history)
 
     def _sample(
@@ -157,11 +163,10 @@ class Solver:
                 raise UserError("smc weighs full trajectories: it needs an input, and takes neither history nor halt")
             return self._filter(tokens, progress, **common_settings)
         halt = halt if history else self._halt(halt)
-        scheme = DrawScheme(draws)
+        sweeps = 0 if history else self._sweeps(settings.get("sweeps"))
+        common_settings |= {"draws": DrawScheme(draws), "sweeps": sweeps}
         with isolated_program():
-            samples = rollout(
-                self.model, tokens, history=history, halt=halt, draws=scheme, progress=progress, **common_settings
-            )
+            samples = rollout(self.model, tokens, history=history, halt=halt, progress=progress, **common_settings)
         return samples.cpu()
 
     def _filter(self, tokens: Tensor, progress: Callable[[int], Any] | None, **settings: Any) -> Rollout:
@@ -175,7 +180,13 @@ class Solver:
         return samples
 
     def frequency_caveats(
-        self, *, temper: TemperConfig | None = None, halt: float | None = None, draws: str = "independent", **_: Any
+        self,
+        *,
+        temper: TemperConfig | None = None,
+        halt: float | None = None,
+        draws: str = "independent",
+        sweeps: int | None = None,
+        **_: Any,
     ) -> tuple[str, ...]:
         """Return the reasons why, under these settings of :meth:`sample`, frequencies do not estimate p(y | x).
 
@@ -183,10 +194,10 @@ class Solver:
         frequency of an answer is then an unbiased estimate of the probability that a trajectory ends in it. This holds
         for antithetic and Sobol draws too: each draw comes from the prior. A temper makes other answers frequent;
         a trajectory that halts keeps an answer that later steps might change; SMC favours answers that the value head
-        trusts.
+        trusts; sweeps draw from the model's conditional distributions of a half given the other.
 
         Args:
-            temper, halt, draws: as for :meth:`sample`.
+            temper, halt, draws, sweeps: as for :meth:`sample`.
         """
         temper, halt = self._temper(temper), self._halt(halt)
         caveats = [temper.describe()] if temper.transitions else []
@@ -194,6 +205,8 @@ class Solver:
             caveats.append("filtered by the value head")
         elif halt not in (None, 1):
             caveats.append(f"halting at P = {halt:g}")
+        if draws != "smc" and (sweeps := self._sweeps(sweeps)):
+            caveats.append(f"{sweeps} sweeps")
         return tuple(caveats)
 
     def _temper(self, temper: TemperConfig | None) -> TemperConfig:
@@ -201,6 +214,9 @@ class Solver:
 
     def _halt(self, halt: float | None) -> float | None:
         return self.config.heads.halt if halt is None and self.has_heads else halt
+
+    def _sweeps(self, sweeps: int | None) -> int:
+        return self.config.evaluate.sweeps if sweeps is None else to_int("sweeps", sweeps)
 
     def check_depth(self, depth: int | None) -> None:
         """Raise UserError if ``depth`` is not 1 and the model answers in one supervision step."""
@@ -274,7 +290,7 @@ class Solver:
             colors: the largest number of colours of an answer, in tasks that have such a number
                 (``Task.max_colors``). With None these tasks try 3 colours (or as many as the text of an input says),
                 then one more and so on, until a sample is right.
-            **settings: ``temper``, ``halt``, ``draws``, ``memory``, ``progress``, as for :meth:`sample`.
+            **settings: ``temper``, ``halt``, ``draws``, ``sweeps``, ``memory``, ``progress``, as for :meth:`sample`.
 
         Raises:
             InputError, UserError, ConfigError: as for :meth:`sample`; or the selection is unknown, or impossible for

@@ -153,8 +153,10 @@ def _check_halt(halt: float | None, model: Any) -> None:
 
 
 def _check_config(config: RolloutConfig, x: Tensor | None, model: Any) -> None:
+    if config.sweeps < 0:
+        raise UserError(f"sweeps must be at least 0, not {config.sweeps}")
     if config.sweeps and (config.history or not model_traits(model).is_complete_when_halted):
-        raise UserError("sweeps need a model whose trajectories end when their answer is complete, and no history")
+        raise UserError("sweeps draw half of a complete answer again: they need a model with a lattice, and no history")
     if config.history and (config.halt is not None or config.draws.is_selective):
         raise UserError("a history needs trajectories that all run to the full depth: leave out halt and draws")
     if x is None and config.draws.is_selective:

@@ -9,11 +9,13 @@ from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO
 
 from pyro_gram.build import build
+from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.decisions import Decisions
 from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.relations import CLOSED
 from pyro_gram.sampling.rollout import rollout
+from pyro_gram.training.heads import train_heads
 from tests.conftest import small_config
 
 
@@ -155,3 +157,66 @@ def test_a_rollout_ends_when_everything_is_decided(task):
     result = rollout(solver.model, x, num_samples=6, depth=40, seed=3)
     assert result.steps.max() < 40
     assert (result.score > -1e-3).all()
+
+
+def test_a_sweep_draws_half_of_an_answer_again_and_keeps_the_clues():
+    solver = small(task_name="sudoku", prior={"certainty": 0.6})
+    x = solver.task.split("test").inputs
+    before, after = (rollout(solver.model, x, num_samples=20, depth=40, seed=3, sweeps=n) for n in (0, 1))
+    is_clue = x > 1
+    assert torch.equal(after.tokens[:, is_clue], x[is_clue].expand(20, -1))
+    assert (after.steps > before.steps).any(-1).all()
+    share = (after.tokens != before.tokens)[:, ~is_clue].double().mean().item()
+    assert 0.2 < share < 0.5  # half of the blanks; a new draw of four digits may be the old one
+    assert (after.score > -1e-3).all()
+
+
+def test_a_sweep_that_does_not_end_leaves_the_answer():
+    solver = small(task_name="sudoku", prior={"certainty": 1.0})
+    x = torch.ones(1, 16, dtype=torch.long)  # a board of blanks
+    before, after = (rollout(solver.model, x, num_samples=6, depth=1, seed=3, sweeps=n) for n in (0, 2))
+    assert torch.equal(before.tokens, after.tokens)  # two transitions do not decide half of the cells
+    assert (after.steps == 3).all()
+
+
+def test_a_solver_takes_sweeps_from_its_config_or_the_caller():
+    solver = small(task_name="sudoku", evaluate={"sweeps": 2, "depth": 30})
+    x = solver.task.split("test").inputs
+    default, two, none = (solver.sample(x, num_samples=3, sweeps=n) for n in (None, 2, 0))
+    assert torch.equal(default.tokens, two.tokens)
+    assert (default.steps > none.steps).all()
+    assert solver.frequency_caveats() == ("2 sweeps",)
+    assert solver.frequency_caveats(sweeps=0) == ()
+    with pytest.raises(UserError, match="sweeps must be at least 0, not -1"):
+        solver.sample(x, sweeps=-1)
+    with pytest.raises(UserError, match="they need a model with a lattice"):
+        build(small_config()).sample("Cr", sweeps=1)
+    with pytest.raises(ConfigError, match="set evaluate.sweeps to 0"):
+        build(small_config(evaluate={"sweeps": 1}))
+
+
+@pytest.mark.parametrize(
+    ("names", "advice"),
+    [
+        ({"model_name": "lattice", "prior_name": "gaussian"}, "--prior decisions --guide reveal"),
+        ({"model_name": "lattice", "guide_name": "prior"}, "--prior decisions --guide reveal"),
+        ({"prior_name": "decisions"}, "--prior gaussian --guide amortized"),
+        ({"guide_name": "reveal"}, "--prior gaussian --guide amortized"),
+    ],
+)
+def test_parts_of_another_kind_of_guidance_are_refused(names, advice):
+    with pytest.raises(ConfigError, match=f"do not fit model .*: use {advice} with it"):
+        build(small_config(**names))
+
+
+def test_heads_are_trained_and_stop_trajectories():
+    solver = small(**QUEENS, prior={"certainty": 1.0})
+    heads = {"hidden": 16, "attention_heads": 2, "layers": 1, "rounds": 1}
+    config = small_config(model_name="lattice", **QUEENS, heads=heads)
+    train_heads(solver.model, config.model, solver.task, config.heads, depth=5)
+    x, _ = board_of(solver)
+    samples = rollout(solver.model, x, num_samples=8, depth=9, halt=0.0)
+    assert (samples.steps == 1).all()
+    assert ((samples.value > 0) & (samples.value < 1)).all()
+    samples = rollout(solver.model, x, num_samples=8, depth=9, halt=1)
+    assert (samples.steps == 2).all()  # a row in each transition, and two transitions in a step
