@@ -41,7 +41,7 @@ from experiments.scaling.trajectories import (
 )
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, selected_answers, solution_ids
 from pyro_gram.diagnostics.plots.scaling import scaling_figure
-from pyro_gram.errors import UserError
+from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.sites import check_has_heads
 from pyro_gram.sampling.draws import DrawScheme
 from pyro_gram.sampling.memory import chunk_size
@@ -138,12 +138,13 @@ class CheckpointStudy:
 
         The result maps each scheme, and then each N, to the measurements.
         """
-        results: dict[str, dict[int, dict[str, float]]] = {"independent": {}, **{kind: {} for kind in OTHER_SCHEMES}}
+        schemes = [kind for kind in OTHER_SCHEMES if self.can_draw(kind)]
+        results: dict[str, dict[int, dict[str, float]]] = {"independent": {}, **{kind: {} for kind in schemes}}
         for n in SCHEME_COUNTS:
             independent = trajectories.first(n, self.depth).halted(self.halt)
             mean = independent.steps.double().mean().item()
             results["independent"][n] = self.measure(independent) | {"work": n * mean, "n": n}
-            for kind in OTHER_SCHEMES:
+            for kind in schemes:
                 scheme = DrawScheme(kind)
                 # A scheme that drops trajectories early ends with fewer of them for the same work.
                 lost_steps = (scheme.oversample - 1) * scheme.steps if scheme.is_selective else 0
@@ -151,6 +152,15 @@ class CheckpointStudy:
                 samples = self.rollout(count, seed=seed, draws=scheme)
                 results[kind][n] = self.measure(samples) | {"work": samples.work.double().mean().item(), "n": count}
         return results
+
+    def can_draw(self, kind: str) -> bool:
+        """Return whether the prior allows a draw scheme; antithetic and Sobol draws need a Gaussian one."""
+        inputs = to_device_of(self.solver.model, self.x[:1])
+        try:
+            rollout(self.solver.model, inputs, num_samples=2, depth=1, draws=DrawScheme(kind))
+        except ConfigError:
+            return False
+        return True
 
     def rollout(self, n: int, **settings: Any) -> Rollout:
         """Sample n trajectories that halt; the result is on the CPU."""

@@ -76,6 +76,14 @@ class Decisions(dist.TorchDistribution):
         """Return the distribution that decides the same positions, for the values ``values``, int64 ``[..., L]``."""
         return Decisions(self.raw_logits, *self.settings, values)
 
+    @property
+    def mode(self) -> Tensor:
+        """The decisions of the certain positions and of the one that is chosen first, at their most probable values."""
+        classes = self.event_shape[-1]
+        choice = one_hot(self.log_weights.argmax(-1), self.event_shape[0]).bool() & self.is_choice
+        values = self.logits.argmax(-1) if self.values is None else self.values
+        return one_hot(values, classes).to(self.logits.dtype) * (self.is_certain | choice)[..., None]
+
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's own signature)
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape

@@ -18,6 +18,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 
 from pyro_gram.checks import AT_LEAST_0, check_range
 from pyro_gram.errors import ConfigError
+from pyro_gram.inference.decisions import Decisions
 from pyro_gram.inference.families import MeanOnly
 from pyro_gram.inference.sites import transition_index
 
@@ -152,11 +153,11 @@ class NoGuidance(FixedGuidance):
 
 
 class AtMean(FixedGuidance):
-    """Condition a program on the prior's mean in every transition.
+    """Condition a program on the prior's mean in every transition; on the most probable decisions, if it makes any.
 
     Raises:
         NotImplementedError: the prior has no mean.
     """
 
     def value(self, prior: Any) -> torch.Tensor:
-        return prior.mean
+        return prior.mode if isinstance(prior, Decisions) else prior.mean

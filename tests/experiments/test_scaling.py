@@ -7,9 +7,11 @@ from matplotlib import image
 import experiments.scaling.scaling
 import pyro_gram
 from experiments.scaling.frontier import choose_points, is_within_work, point_name
-from experiments.scaling.scaling import CheckpointStudy, over_seeds
+from experiments.scaling.scaling import OTHER_SCHEMES, CheckpointStudy, over_seeds
+from pyro_gram.build import build
 from pyro_gram.diagnostics.plots.scaling import bins, envelope
 from pyro_gram.sampling.rollout import rollout
+from tests.conftest import small_config
 from tests.experiments.small_run import cli
 
 
@@ -89,6 +91,13 @@ def test_a_study_repeats_from_its_cache(written_study, tmp_path, monkeypatch, ca
 
 def test_no_noise_is_one_answer(study):
     assert study.deterministic(1) == study.deterministic(4)
+
+
+@pytest.mark.parametrize("names", [{"prior_name": "discrete"}, {"model_name": "lattice"}])
+def test_schemes_for_gaussian_priors_are_left_out_for_others(names):
+    solver = build(small_config(**names))
+    study = CheckpointStudy(solver, solver.task.split("test"), 3, 0.6, None, lambda count: None)
+    assert [kind for kind in OTHER_SCHEMES if study.can_draw(kind)] == ["distinct"]
 
 
 def test_draw_schemes_do_as_much_work_as_independent_trajectories(study):

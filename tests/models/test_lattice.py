@@ -15,6 +15,7 @@ from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.relations import CLOSED
 from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.tempering import AtMean
 from pyro_gram.training.heads import train_heads
 from tests.conftest import small_config
 
@@ -220,3 +221,14 @@ def test_heads_are_trained_and_stop_trajectories():
     assert ((samples.value > 0) & (samples.value < 1)).all()
     samples = rollout(solver.model, x, num_samples=8, depth=9, halt=1)
     assert (samples.steps == 2).all()  # a row in each transition, and two transitions in a step
+
+
+def test_without_noise_the_most_probable_values_are_decided():
+    solver = small(**QUEENS, prior={"certainty": 1.0, "order": 0.0})
+    x, _ = board_of(solver)
+    with AtMean():
+        answers = rollout(solver.model, x, num_samples=5, depth=8).tokens
+    assert (answers == answers[:1]).all()
+    logits = torch.tensor([[0.0, 1.0, 2.0], [5.0, 0.0, 0.0], [0.0, 0.0, 0.1]])
+    assert Decisions(logits, 1.0, 0.0).mode.tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert Decisions(logits, 0.6, 0.0).mode.tolist() == [[0, 0, 1], [1, 0, 0], [0, 0, 1]]
