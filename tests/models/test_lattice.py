@@ -9,10 +9,10 @@ from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO
 
 from pyro_gram.build import build
+from pyro_gram.diagnostics.orders import sum_over_orders
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.decisions import Decisions
 from pyro_gram.inference.elbo import MeanFieldELBO
-from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.relations import CLOSED
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import AtMean
@@ -37,48 +37,46 @@ def board_of(solver):
 QUEENS = {"task_name": "nqueens", "task": {"size": 4, "min_queens": 0, "max_queens": 1, "validation": 1}}
 
 
-def paths_to(model, x, y, order):
-    """Enumerate the orders in which y may be decided: log of the probability of each, and log p of y by it."""
-    with torch.no_grad(), poutine.trace() as trace:
-        model(x, None, None, steps=0)
-    start = LatentState(*(trace.trace.nodes[name]["value"] for name in ("h", "l")))
-    e_x = model.encoder(model.read(x))
-    length = y.shape[-1]
-    total = []
-    for positions in itertools.permutations(range(length)):
-        h, l, log_w, log_p = start.h, start.l, 0.0, 0.0
-        for position in positions:
-            with torch.no_grad():
-                l = model.refine(h, l, e_x, None, 0)
-                decisions = Decisions(model.logits(h, l), 1.0, order)
-            log_w += decisions.log_weights[0, position].item()
-            log_p += decisions.logits[0, position, y[0, position]].item()
-            h = h.clone()
-            h[0, position] = torch.nn.functional.one_hot(y[0, position], h.shape[-1]).to(h.dtype)
-        total.append((log_w, log_p))
-    return torch.tensor(total, dtype=torch.double)
+@pytest.mark.parametrize(("order", "certainty"), [(0.2, 1.0), (1e6, 1.0), (0.2, 0.6)])
+def test_probabilities_of_all_answers_sum_to_one(order, certainty):
+    solver = small(**QUEENS, prior={"certainty": certainty, "order": order})
+    x = torch.zeros(1, 4, dtype=torch.long)  # an empty board: all 4^4 answers are open
+    answers = torch.tensor(list(itertools.product(range(4), repeat=4)))
+    sums = sum_over_orders(solver.model, x, answers)
+    assert sums.log_p.exp().sum() == pytest.approx(1, abs=1e-4)
+    assert (sums.elbo <= sums.log_p + 1e-6).all()
+    samples = rollout(solver.model, x, num_samples=4000, depth=4, seed=1).tokens[:, 0]
+    shares = (samples[:, None] == answers).all(-1).double().mean(0)
+    p = sums.log_p.exp()
+    assert ((shares - p).abs() <= 5 * (p / 4000).sqrt() + 1e-3).all()
 
 
 @pytest.mark.parametrize("order", [0.2, 1e6])
-def test_the_bound_is_a_bound_and_the_mean_over_orders(order):
-    solver = small(**QUEENS, prior={"certainty": 1.0, "order": order})
-    model, guide = solver.model, solver.guide
+@pytest.mark.parametrize("task_name", ["nqueens", "sudoku"])
+def test_the_elbo_is_the_mean_over_orders_and_below_the_likelihood(task_name, order):
+    settings = QUEENS if task_name == "nqueens" else {"task_name": "sudoku"}
+    solver = small(**settings, prior={"certainty": 1.0, "order": order})
     x, y = board_of(solver)
-    log_w, log_p = paths_to(model, x, y, order).T
-    assert log_w.exp().sum() == pytest.approx(1, abs=1e-4)  # x has no queens: all positions are open
-    exact, expected_bound = (log_w + log_p).logsumexp(0).item(), (log_w.exp() * log_p).sum().item()
-    assert expected_bound < exact
+    sums = sum_over_orders(solver.model, x, y)
+    assert sums.elbo.item() < sums.log_p.item()
     elbo = MeanFieldELBO()
     torch.manual_seed(0)
-    bounds = []
     with torch.no_grad():
-        for _ in range(300):
-            elbo.loss(model, guide, x, y, steps=4)
-            bounds.append(elbo.terms.elbo.item())
+        elbo.loss(solver.model, solver.guide, x.expand(400, -1), y.expand(400, -1), steps=8)
     assert elbo.terms.reconstruction.abs().max() < 1e-3  # everything is decided
-    assert sum(bounds) / len(bounds) == pytest.approx(
-        expected_bound, abs=4 * torch.tensor(bounds).std().item() / 300**0.5
-    )
+    bounds = elbo.terms.elbo
+    error = bounds.std().item() / len(bounds) ** 0.5
+    assert bounds.mean().item() == pytest.approx(sums.elbo.item(), abs=4 * error + 1e-3)
+
+
+def test_a_sum_over_orders_needs_single_decisions_and_no_memory():
+    x = torch.zeros(1, 4, dtype=torch.long)
+    for settings in ({"prior": {"count": 2}}, {"model": {"is_carried": True}}):
+        solver = small(**QUEENS, **settings)
+        with pytest.raises(ConfigError, match="a sum over orders needs"):
+            sum_over_orders(solver.model, x, x)
+    with pytest.raises(UserError, match="leaves 16 tokens open"):
+        sum_over_orders(small(task_name="sudoku").model, torch.ones(1, 16).long(), torch.ones(1, 16).long())
 
 
 def test_pyros_elbo_is_the_same_bound():
