@@ -23,7 +23,7 @@ from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.sampling.steps import isolated_rng, run_steps
 
-MAX_OPEN = 14  # open tokens of an answer: 2^14 states
+MAX_STATES = 2**18  # of a sum: 2^n for each answer, if n tokens are open
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,17 @@ def sum_over_orders(model: Callable[..., Any], x: Tensor, y: Tensor) -> OrderSum
 
     Raises:
         ConfigError: the program is no such model.
-        UserError: the input leaves more than ``MAX_OPEN`` tokens open.
+        UserError: so many answers and open tokens have more than ``MAX_STATES`` states.
     """
     if getattr(getattr(poutine.unwrap(model), "config", None), "is_carried", True):
         raise ConfigError("a sum over orders needs a lattice that carries no low level: set model.is_carried to false")
     with isolated_rng(model, x):
         start = run_steps(model, x, None, None, 0).state
         tokens = (start.h[0].sum(-1) > 1).nonzero().flatten()
-        if len(tokens) > MAX_OPEN:
-            raise UserError(f"the input leaves {len(tokens)} tokens open: a sum over orders takes at most {MAX_OPEN}")
+        if (states := len(y) * 2 ** len(tokens)) > MAX_STATES:
+            raise UserError(
+                f"{len(y)} answers with {len(tokens)} open tokens have {states:,} states, over {MAX_STATES:,}"
+            )
         subsets = torch.arange(2 ** len(tokens), device=x.device)
         is_decided = (subsets[:, None] >> torch.arange(len(tokens), device=x.device) & 1).bool()  # [S, n]
         pairs = torch.cartesian_prod(torch.arange(len(y)), subsets.cpu()).to(x.device)
