@@ -67,7 +67,12 @@ class Lattice(RelationalModule):
         guidance="decisions",
         is_complete_when_halted=True,
         default_parts={"prior": "decisions", "guide": "reveal"},
-        default_settings={"train": {"act": True, "supervision_steps": 16, "on_policy_depth": 0}},
+        default_settings={  # a trajectory ends when its answer is complete: 64 steps are only a limit
+            "model": {"low_steps": 3},
+            "optim": {"hidden_optimizer": "muon", "lr": 3e-3},
+            "train": {"act": True, "supervision_steps": 64, "on_policy_depth": 0},
+            "evaluate": {"depth": 64},
+        },
     )
     l0: Tensor
 
