@@ -70,7 +70,8 @@ class Lattice(RelationalModule):
         default_settings={  # a trajectory ends when its answer is complete: 64 steps are only a limit
             "model": {"low_steps": 3},
             "optim": {"hidden_optimizer": "muon", "lr": 3e-3},
-            "train": {"act": True, "supervision_steps": 64, "on_policy_depth": 0},
+            "train": {"act": True, "supervision_steps": 64, "on_policy_depth": 0, "elbo": "mean_field"},
+            "beta": {"start": 1.0, "target": 0.0, "silent_fraction": 0.0},
             "evaluate": {"depth": 64},
         },
     )

@@ -72,6 +72,11 @@ def check_parts(config: RunConfig) -> None:
         raise ConfigError(
             "relaxed codes have no density for --train.elbo trace: set prior.temperature to 0, or use balanced"
         )
+    if config.train.on_policy_depth and model_facts.guidance == "decisions":
+        raise ConfigError(
+            f"model {names['model']!r} cannot be trained on trajectories of its prior, because their decisions may "
+            "exclude every solution: set train.on_policy_depth to 0"
+        )
     if config.evaluate.sweeps and not model_facts.is_complete_when_halted:
         raise ConfigError(f"model {names['model']!r} has no lattice to open again: set evaluate.sweeps to 0")
     if model_facts.is_one_step:

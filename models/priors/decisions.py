@@ -36,7 +36,7 @@ class DecisionsPrior(nn.Module):
     """Turn logits u_t of the open values into the decisions of transition t. It has no parameters."""
 
     Config = DecisionsConfig
-    traits = PriorTraits(guidance="decisions")
+    traits = PriorTraits(guidance="decisions", has_rsample=False)
 
     def __init__(self, config: DecisionsConfig, width: int) -> None:
         super().__init__()

@@ -27,8 +27,9 @@ class Decisions(dist.TorchDistribution):
     is drawn with probability w_j. If ``count`` is above 1, each of the other open positions is decided with probability
     min(1, count w_j), independently of the others, in place of exactly one of them.
 
-    A position is open if several of its values are. The positions to decide depend on ``logits``, but have no gradient.
-    A guide that decides the same positions has the same w, so that the w of prior and guide cancel.
+    A position is open if several of its values are. The positions to decide depend on ``logits``, but have no gradient:
+    training follows the gradient of the bound at given orders. A guide that decides the same positions has the same w,
+    so that the w of prior and guide cancel.
 
     Args:
         logits: ``[..., L, V]``, :data:`~pyro_gram.networks.relations.CLOSED` at closed values.
@@ -41,7 +42,6 @@ class Decisions(dist.TorchDistribution):
 
     arg_constraints = {"logits": constraints.real}  # noqa: RUF012 (torch's own convention)
     support = constraints.independent(constraints.real, 2)
-    has_rsample = True  # the parameters of a guide do not change its draws, so that nothing is lost
 
     def __init__(
         self,
@@ -75,6 +75,11 @@ class Decisions(dist.TorchDistribution):
     def with_values(self, values: Tensor) -> Decisions:
         """Return the distribution that decides the same positions, for the values ``values``, int64 ``[..., L]``."""
         return Decisions(self.raw_logits, *self.settings, values)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether the values are fixed, as in a guide. The choice of positions has no gradient in any case."""
+        return self.values is not None
 
     @property
     def mode(self) -> Tensor:
@@ -128,7 +133,13 @@ def _gumbel(like: Tensor) -> Tensor:
 
 @register_kl(Decisions, Decisions)
 def _kl_decisions(q: Decisions, p: Decisions) -> Tensor:
-    """Return KL(q || p) of two distributions that decide the same positions, nats, ``[...]``: an expectation over j."""
+    """Return KL(q || p) of two distributions that decide the same positions, nats, ``[...]``: an expectation over j.
+
+    Raises:
+        NotImplementedError: they do not decide the same positions with the same probabilities.
+    """
+    if q.settings != p.settings or not torch.equal(q.decision_probability, p.decision_probability):
+        raise NotImplementedError("this KL is of decisions with equal orders")
     if q.values is None:
         per_position = (q.logits.exp() * (q.logits - p.logits)).sum(-1)
     else:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_gram.diagnostics.bounds import Bounds, bounds
 from pyro_gram.diagnostics.trajectories import to_cpu
-from pyro_gram.inference.contract import model_traits, prior_of, prior_traits
+from pyro_gram.inference.contract import guide_traits, model_traits, prior_of, prior_traits
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.sampling.memory import chunk_size
@@ -91,12 +91,13 @@ def measure_validation(solver: Solver, processes: ProcessGroup = SINGLE_PROCESS)
     metrics = measure(solver.task, puzzles, samples.tokens, samples.score)
     x, y = puzzles.sample_pairs(VALIDATION_INPUTS, generator_for(config.evaluate.seed, len(puzzles)))
     measured_bounds = bounds_of(solver, x, y, config.depth, config.evaluate.seed)
+    is_lattice = model_traits(solver.model).guidance == "decisions"
     values = {
         "prior_accuracy": metrics.sample_accuracy,
         "prior_coverage": metrics.coverage,
         "coverage_limit": metrics.coverage_limit,
         "elbo_full": measured_bounds.full.mean().item(),
-        "elbo_surrogate": measured_bounds.surrogate.mean().item(),
+        "elbo_surrogate": None if is_lattice else measured_bounds.surrogate.mean().item(),
         "posterior_accuracy": posterior_accuracy(solver, x, measured_bounds),
     }
     task_metrics = _task_metrics(solver, puzzles, samples, "validation")
@@ -176,15 +177,18 @@ def bound_metrics(
         metrics["excess"] = excess(measured_bounds.full, puzzles.num_solutions[: len(y)], log_namings).mean().item()
     if not prior_traits(prior_of(solver.model)).has_density:  # without a density these numbers are not bounds
         metrics |= dict.fromkeys(("elbo", "elbo_full", "elbo_surrogate", "excess"))
+    if model_traits(solver.model).guidance == "decisions":  # a step has no term for what was decided before it
+        metrics["elbo_surrogate"] = None
     return metrics | {"posterior_accuracy": posterior_accuracy(solver, x, measured_bounds)}
 
 
 def posterior_accuracy(solver: Solver, x: Tensor | None, measured_bounds: Bounds) -> float | None:
     """Return the share of right answers under the guide, which sees y. A share far above the prior's shows a leak.
 
-    The result is None if there is no guide or if answers cannot be checked.
+    The result is None if there is no guide, if its decisions are y itself, or if answers cannot be checked.
     """
-    if measured_bounds.tokens is None or not solver.task.is_checkable or why_no_guide(solver.model, solver.guide):
+    has_no_guide = why_no_guide(solver.model, solver.guide) or guide_traits(solver.guide).guidance == "decisions"
+    if measured_bounds.tokens is None or not solver.task.is_checkable or has_no_guide:
         return None
     return solver.task.is_valid(x, measured_bounds.tokens).double().mean().item()
 

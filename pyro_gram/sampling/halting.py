@@ -50,7 +50,7 @@ def run_until_halted(
     for _ in range(sweeps):
         state = _reopen(model, x_rows, values[ANSWER])
         start = _read_answers(end := run_steps(model, x_rows, state, None, 1))
-        new_values, new_steps = _run_rows(model, x_rows, end.state, start, depth, halt, 1)
+        new_values, new_steps = _run_rows(model, x_rows, end.state, start, depth, None, 1)
         is_complete = new_values[HALTED]
         values = {name: _where(is_complete, new_values[name], value) for name, value in values.items()}
         steps = steps + new_steps
@@ -125,7 +125,8 @@ def _reopen(model: Callable[..., Any], x: Tensor | None, tokens: Tensor) -> Late
         start = run_steps(model, x, None, None, 0).state
     is_open = torch.rand(tokens.shape, device=tokens.device) < REOPENED_SHARE
     decided = one_hot(tokens, start.h.shape[-1]).to(start.h.dtype)
-    return LatentState(_where(is_open, start.h, decided), start.l)
+    l = start.l.expand(len(tokens), *start.l.shape[-2:])
+    return LatentState(torch.where(is_open[..., None], start.h.expand_as(decided), decided), l)
 
 
 def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:

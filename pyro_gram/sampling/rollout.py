@@ -87,7 +87,7 @@ def rollout(
         halt: a trajectory ends after the first supervision step at which the halt head's probability of a right
             answer reaches this value (A.1: 0.5). With None or 1 every trajectory runs to ``depth``.
         draws: how the trajectories of an input are drawn together (``sampling.draws``).
-        sweeps: how often a random half of a complete answer is opened again and drawn given the rest (Gibbs sweeps), if
+        sweeps: how often a random half of a complete answer is opened again and drawn given the rest, if
             the model's trajectories end with a complete answer. A sweep of ``depth`` steps without one is dropped.
         max_trajectories: the largest number of trajectories that run at once.
         progress: called after each chunk with its number of trajectories.

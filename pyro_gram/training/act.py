@@ -22,6 +22,7 @@ from pyro_gram.sampling.steps import run_steps
 from pyro_gram.system.distributed import ProcessGroup
 
 EXPLORATION = 0.1
+RESTARTED_SHARE, RESTART_BATCHES = 1 / 8, 64  # of trajectories that end when their answer is complete
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,13 @@ class Carry:
         state = LatentState(*(_where(self.finished, new_values, old_values) for new_values, old_values in pairs))
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state)
 
-    def advance(self, terms: StepTerms, max_steps: int, exploration: float = EXPLORATION) -> Carry:
+    def advance(
+        self, terms: StepTerms, max_steps: int, exploration: float = EXPLORATION, restart: float = 0.0
+    ) -> Carry:
         """Return the carry after a supervision step whose results are ``terms``. This uses torch's generator.
 
-        A share ``exploration`` of the trajectories may not halt before a random number of steps, at least 2.
+        A share ``exploration`` of the trajectories may not halt before a random number of steps, at least 2. A share
+        ``restart`` ends at once: at the start of training, so that trajectories of equal length do not stay in step.
         If the model does not say which trajectories halt, each makes ``max_steps`` steps. The trajectories of the first
         batch make 1 to ``max_steps`` steps, so that later ones do not all end at the same update.
         """
@@ -74,6 +78,8 @@ class Carry:
         min_steps = torch.randint(2, max(3, max_steps + 1), steps.shape, device=steps.device)
         min_steps = torch.where(torch.rand(steps.shape, device=steps.device) < exploration, min_steps, 0)
         finished = (steps >= max_steps) | (terms.halted & (steps >= min_steps))
+        if restart:
+            finished = finished | (torch.rand(steps.shape, device=steps.device) < restart)
         return Carry(self.x, self.y, steps, finished, terms.state)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 
 EMBEDDING = "puzzle_embedding"  # parameters of this name have their own learning rate and weight decay
 HIDDEN_OPTIMIZERS = ("adamw", "muon")
-NON_HIDDEN = {"encoder", "answer", "decoder"}  # submodules that embed x, embed y, and return logits
+NON_HIDDEN = {"encoder", "lattice_encoder", "answer", "decoder"}  # they embed x, h and y, or return logits
 
 
 @dataclass(frozen=True)

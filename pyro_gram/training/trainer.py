@@ -25,7 +25,7 @@ from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.networks.core import LatentState
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 from pyro_gram.tasks.batches import derive_seed
-from pyro_gram.training.act import EXPLORATION, Carry
+from pyro_gram.training.act import RESTART_BATCHES, RESTARTED_SHARE, Carry
 from pyro_gram.training.beta_schedule import BetaConfig, BetaController
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError, DivergenceCheck, UpdateRecord
@@ -165,9 +165,10 @@ class Trainer:
         self.optimizer.progress = self.progress
         _, mean = self.update(self.guide, carry.x, carry.y, carry.state, step=0)
         assert self.elbo.terms is not None
-        # A complete answer cannot change, so that there is nothing to explore.
-        exploration = 0.0 if model_traits(self.model).is_complete_when_halted else EXPLORATION
-        self.carry = carry.advance(self.elbo.terms, self.config.supervision_steps, exploration)
+        settings = {}
+        if model_traits(self.model).is_complete_when_halted:  # a complete answer cannot change: nothing to explore
+            settings = {"exploration": 0.0, "restart": RESTARTED_SHARE * (self.number < RESTART_BATCHES)}
+        self.carry = carry.advance(self.elbo.terms, self.config.supervision_steps, **settings)
         return mean[None]
 
     def update(
