@@ -76,7 +76,8 @@ def training_figure(rows: list[dict[str, Any]]) -> Figure:
         ("elbo_surrogate", BLUE, "surrogate (Eq. 14)"),
         ("elbo_full", ORANGE, "full ELBO (Eq. 13)"),
     ):
-        middle.plot(batch, [r[name] for r in evaluations], color=color, marker=".", label=label)
+        if all(name in r for r in evaluations):  # a lattice has no surrogate
+            middle.plot(batch, [r[name] for r in evaluations], color=color, marker=".", label=label)
     style_axes(middle, "batch", "nats per input, beta = 1")
     middle.legend(frameon=False, loc="best")
     middle.set_title("Bounds, validation inputs")
