@@ -1,0 +1,62 @@
+"""The exact targets of a lattice agree with a count of all solutions in all their names."""
+
+import pytest
+import torch
+from torch.nn.functional import one_hot
+
+from pyro_gram.build import build_task
+from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.training.marginals import consistent_marginals
+from tests.conftest import small_config
+
+GRAPHS = {"layout": "graph", "min_vertices": 4, "vertices": 6, "train": 60, "validation": 4, "test": 6}
+CASES = [
+    {"task": GRAPHS},
+    {"task": {**GRAPHS, "colors": 4, "planted_graphs": 12}},
+    {"task_name": "nqueens", "task": {"size": 8, "max_queens": 2, "validation": 4}},
+]
+
+
+def lattice_of(task, x):
+    """Return z_0: the open values of each token."""
+    structure = None if task.spec.structure is None else task.spec.structure(x)
+    if structure is None or structure.values is None:
+        return torch.ones(len(x), x.shape[-1], task.spec.output_classes)
+    return structure.values.float()
+
+
+@pytest.mark.parametrize("names", CASES)
+def test_shares_are_those_among_all_solutions_that_agree(names):
+    generator = torch.Generator().manual_seed(0)
+    task = build_task(small_config(**names))
+    stream = TargetStream(task, task.split("train"), 8, seed=0)
+    num_open = 0
+    for number in range(6):
+        batch = stream.candidates(number)
+        h = lattice_of(task, batch.x)
+        answers = [
+            task.with_all_names(x, batch.solutions[batch.mask[:, b], b]) for b, x in enumerate(batch.x)
+        ]  # all solutions in all names
+        for b, own in enumerate(answers):  # decide some tokens as one of the solutions does
+            y = own[torch.randint(len(own), (), generator=generator)]
+            is_decided = torch.rand(len(y), generator=generator) < number / 6
+            h[b, is_decided] = one_hot(y, h.shape[-1])[is_decided].float()
+        shares = consistent_marginals(h, batch)
+        for b, own in enumerate(answers):
+            values = one_hot(own, h.shape[-1]).float()
+            agree = (values * h[b]).sum(-1).gt(0.5).all(-1)
+            assert agree.any()
+            torch.testing.assert_close(shares[b], values[agree].mean(0), atol=1e-5, rtol=0)
+            num_open += int((shares[b].amax(-1) < 0.99).sum())
+    assert num_open > 20
+
+
+def test_a_lattice_that_agrees_with_no_solution_has_no_shares():
+    task = build_task(small_config(task=GRAPHS))
+    batch = TargetStream(task, task.split("train"), 4, seed=0).candidates(0)
+    h = torch.zeros(4, batch.x.shape[-1], 3)
+    h[..., 0] = 1  # one colour for all vertices
+    is_joined = (batch.x == 1).any(-1)
+    shares = consistent_marginals(h, batch)
+    assert is_joined.any()
+    assert (shares[is_joined] == 0).all()
