@@ -261,7 +261,13 @@ class Task(ABC):
     # ---- data ------------------------------------------------------------------------------------------------------
 
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor | None, Tensor]:
-        """Apply a random symmetry to each training pair, but never return a held-out input (by default: do nothing)."""
+        """Apply a random symmetry to each training pair, but never return a held-out input (by default: do nothing).
+
+        Args:
+            x: inputs, int64 ``[B, *event]``; None for p(x).
+            y: answers, int64 ``[..., B, L_out]``: all answers of an input undergo the same symmetry.
+            generator: draws the symmetries.
+        """
         return x, y
 
     def difficulty(self, x: Tensor) -> Tensor | None:

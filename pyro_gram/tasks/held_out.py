@@ -68,9 +68,8 @@ def replace_unless_held_out(
 ) -> tuple[Tensor, Tensor]:
     """Return the image of each pair (x, y) under a symmetry, or the pair itself if the image of x is held out.
 
-    All tensors are ``[B, ...]``.
+    Inputs are ``[B, ...]``, and answers ``[..., B, L_out]``.
     """
     is_held_out = held_out.contains(image_x)
     is_kept_x = is_held_out.view(-1, *[1] * (x.ndim - 1))
-    is_kept_y = is_held_out.view(-1, *[1] * (y.ndim - 1))
-    return torch.where(is_kept_x, x, image_x), torch.where(is_kept_y, y, image_y)
+    return torch.where(is_kept_x, x, image_x), torch.where(is_held_out[:, None], y, image_y)

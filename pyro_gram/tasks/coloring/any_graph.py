@@ -151,15 +151,16 @@ class GraphColoring(Coloring, layout="graph"):
         """Permute the vertices of each pair and the names of its colours at random: all names are equally probable."""
         graphs = self.decode(x)
         assert x is not None
-        n = y.shape[-1]
-        keys = torch.rand(*y.shape, generator=generator)
+        n = x.shape[-1]
+        keys = torch.rand(*graphs.mask.shape, generator=generator)
         order = torch.where(graphs.mask, keys, 1.0 + torch.arange(n)).argsort(-1)  # padding stays at the end
         color = torch.arange(self.max_colors)
-        keys = torch.rand(*y.shape[:-1], self.max_colors, generator=generator)
+        keys = torch.rand(*order.shape[:-1], self.max_colors, generator=generator)
         is_open = color < graphs.num_colors[..., None]
         names = torch.where(is_open, keys, 1.0 + color).argsort(-1)  # the names of closed colours stay
         clues = torch.where(graphs.clues == FREE, FREE, names.gather(-1, graphs.clues.clamp(min=0)))
-        y = torch.where(graphs.mask, names.gather(-1, y), 0).gather(-1, order)
+        new_colors = names.expand(*y.shape[:-1], self.max_colors).gather(-1, y)
+        y = torch.where(graphs.mask, new_colors, 0).gather(-1, order.expand(y.shape))
         x = x.clone()
         diagonal = x.diagonal(dim1=-2, dim2=-1)
         diagonal += torch.where(graphs.mask, clues - graphs.clues, 0)

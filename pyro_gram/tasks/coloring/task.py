@@ -154,12 +154,12 @@ class Coloring(Task):
     def augment(self, x: Tensor | None, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Permute the vertices of each pair at random, and make the answer canonical again."""
         assert x is not None
-        order = torch.rand(*y.shape, generator=generator).argsort(-1)  # [..., n]
         adjacency = self.adjacency(x)
+        order = torch.rand(*adjacency.shape[:-1], generator=generator).argsort(-1)  # [..., n]
         adjacency = adjacency.gather(-2, order[..., :, None].expand_as(adjacency))
         adjacency = adjacency.gather(-1, order[..., None, :].expand_as(adjacency))
         x = self.encode(adjacency)
-        return x, self.canonical_form(x, y.gather(-1, order))
+        return x, self.canonical_form(x, y.gather(-1, order.expand(y.shape)))
 
     # ---- text and picture --------------------------------------------------------------------------------------
 

@@ -149,14 +149,15 @@ class NQueens(Task):
         """Apply a random symmetry of the board to each pair; a pair whose image is held out stays unchanged."""
         assert x is not None
         length = x.shape[-1]
-        index = torch.randint(8, (len(y),), generator=generator)
+        index = torch.randint(8, (len(x),), generator=generator)
         if self.has_squares:
             x, y = squares.pad_inputs(x, self.n), squares.pad_answers(y, self.n)
             cells = squares.padded_symmetries(self.n)[self.sizes(x), index]  # [B, n * n]
         else:
             cells = board_symmetries(self.n)[index]
         image_x = self.board(x).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
-        image_y = self.answer_board(y, x).flatten(-2).gather(-1, cells).unflatten(-1, (self.n, self.n))
+        queens = self.answer_board(y, x).flatten(-2)
+        image_y = queens.gather(-1, cells.expand(queens.shape)).unflatten(-1, (self.n, self.n))
         images = self.encode(image_x), self.encode_answer(image_y.long().argmax(-1))
         if not self.has_squares:
             return replace_unless_held_out(self._held_out, x, y, *images)

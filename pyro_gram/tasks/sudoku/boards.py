@@ -286,13 +286,14 @@ def transform(boards: Tensor, cells: Tensor, digits: Tensor, first: int) -> Tens
     """Apply a symmetry to each board.
 
     Args:
-        boards: tokens, int64 ``[count, L]``: digit d (from 0) is ``first + d``; lower tokens stay unchanged.
+        boards: tokens, int64 ``[..., count, L]``: digit d (from 0) is ``first + d``; lower tokens stay unchanged.
         cells, digits: the results of :func:`random_symmetries`.
         first: the token of the lowest digit.
     """
     other_tokens = torch.arange(first).expand(len(digits), first)
     image_of_token = torch.cat((other_tokens, digits + first), 1)
-    return image_of_token.gather(1, boards.gather(1, cells))
+    image_of_token = image_of_token.expand(*boards.shape[:-1], image_of_token.shape[-1])
+    return image_of_token.gather(-1, boards.gather(-1, cells.expand(boards.shape)))
 
 
 def symmetry_invariants(boards: np.ndarray, size: Size, rounds: int = 4, chunk: int = 20_000) -> np.ndarray:

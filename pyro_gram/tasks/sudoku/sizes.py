@@ -122,15 +122,16 @@ class BoardSizes:
 
     def augment(self, x: Tensor, y: Tensor, held_out: InputSet, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Apply a random symmetry to each pair; a pair whose image is held out stays unchanged."""
-        flat_x, flat_y = (self.pad(tokens.reshape(-1, tokens.shape[-1])) for tokens in (x, y))
+        flat_x = self.pad(x.reshape(-1, x.shape[-1]))
+        flat_y = self.pad(y.reshape(-1, len(flat_x), y.shape[-1]))
         image_x, image_y = flat_x.clone(), flat_y.clone()
         for g, is_size in self._by_size(flat_x):
             rows = is_size.nonzero().flatten()
             cells, digits = random_symmetries(len(rows), g, generator)
             for image, first in ((image_x, FIRST_DIGIT), (image_y, self.first_class)):
-                image[rows, : g.cells] = transform(image[rows, : g.cells], cells, digits, first)
+                image[..., rows, : g.cells] = transform(image[..., rows, : g.cells], cells, digits, first)
         new_x, new_y = replace_unless_held_out(held_out, flat_x, flat_y, image_x, image_y)
-        return new_x[:, : x.shape[-1]].reshape(x.shape), new_y[:, : y.shape[-1]].reshape(y.shape)
+        return new_x[:, : x.shape[-1]].reshape(x.shape), new_y[..., : y.shape[-1]].reshape(y.shape)
 
     def clues(self, x: Tensor) -> list[int]:
         """Return the digits of one input ``x [L]``, row by row, 0 for a blank."""
