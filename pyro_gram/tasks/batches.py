@@ -24,6 +24,7 @@ def derive_seed(*key: int) -> int:
     return generator_for(*key).initial_seed() % MAX_SEED
 
 
+MAX_SOLUTIONS = 256  # of an input, if all of them are targets
 GROUP = 16  # batches within whose inputs are sorted by size, so that a batch holds inputs of nearly one size
 
 
@@ -80,19 +81,60 @@ class TargetStream:
 
     def __call__(self, number: int) -> tuple[Tensor | None, Tensor]:
         """Return batch ``number``: x int64 ``[B, *event]`` or None, and y int64 ``[B, L_out]``."""
+        x, answers, _ = self._answers(number, 1)
+        return x, answers[0]
+
+    def with_solutions(self, number: int) -> tuple[Tensor, Candidates]:
+        """Return y of batch ``number``, and the batch's inputs with all their solutions (up to the names of values).
+
+        An input with more than ``MAX_SOLUTIONS`` solutions, or of which only some are known, has y alone.
+
+        Raises:
+            ConfigError: the task has no input.
+        """
+        x, answers, mask = self._answers(number, MAX_SOLUTIONS)
+        if x is None:
+            raise ConfigError("all solutions of an input need a task with inputs: set train.exact_targets to false")
+        is_token = None if self.task.namings(x[:1]) is None else self.task.spec.token_mask(x)
+        return answers[0], Candidates(x, answers[1:] if len(answers) > 1 else answers, mask, is_token=is_token)
+
+    def _answers(self, number: int, max_solutions: int) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Return x, the answers ``[1 + K, B, L_out]`` (y, then up to ``max_solutions`` solutions), and their mask."""
         epoch, position = divmod(number, self.batches_per_epoch)
         if self._epoch_order is None or self._epoch_order[0] != epoch:
             self._epoch_order = epoch, self._order(generator_for(self.seed, 0, epoch))
         index = self._epoch_order[1][position * self.batch : (position + 1) * self.batch]
         generator = generator_for(self.seed, 1, number)
+        mask = torch.ones(1, len(index), dtype=torch.bool)
         x: Tensor | None
         if self.puzzles.inputs is None:
-            x, y = None, self.puzzles.solutions[index].long()
+            x, answers = None, self.puzzles.solutions[index].long()[None]
         else:
-            x, y = self.puzzles.inputs[index], self.puzzles.sample_targets(index, generator)
+            x, answers = self.puzzles.inputs[index], self.puzzles.sample_targets(index, generator)[None]
+            if max_solutions > 1:
+                solutions, mask = self._solutions(index, answers[0], max_solutions)
+                answers = answers if len(solutions) == 1 else torch.cat((answers, solutions))
             if self.sizes is not None:
-                x, y = self.task.spec.crop(x, y)
-        return self.task.augment(x, y, generator) if self.augment else (x, y)
+                x, answers = self.task.spec.crop(x, answers)
+        if self.augment and len(answers) == 1:
+            x, y = self.task.augment(x, answers[0], generator)
+            return x, y[None], mask
+        if self.augment:
+            x, answers = self.task.augment(x, answers, generator)
+        return x, answers, mask
+
+    def _solutions(self, index: Tensor, y: Tensor, max_solutions: int) -> tuple[Tensor, Tensor]:
+        """Return the solutions of inputs, ``[K, B, L_out]``, and their mask ``[K, B]``; y where there are too many."""
+        puzzles = self.puzzles
+        is_complete = torch.full((len(puzzles),), puzzles.has_all_solutions)
+        is_complete[puzzles.complete_rows] = True
+        counts = puzzles.num_solutions[index]
+        is_listed = is_complete[index] & (counts <= max_solutions)
+        counts = torch.where(is_listed, counts, 1)
+        k = torch.arange(int(counts.max()))[:, None]
+        mask = k < counts
+        solutions = puzzles.solutions[puzzles.offsets[index] + torch.where(mask, k, 0)].long()
+        return torch.where(is_listed[:, None], solutions, y), mask
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """Return the order in which an epoch visits the inputs, int64 ``[N]``."""

@@ -60,3 +60,23 @@ def test_a_lattice_that_agrees_with_no_solution_has_no_shares():
     shares = consistent_marginals(h, batch)
     assert is_joined.any()
     assert (shares[is_joined] == 0).all()
+
+
+@pytest.mark.parametrize("names", [*CASES, {"task_name": "sudoku"}, {"task_name": "arc"}])
+def test_solutions_undergo_the_symmetry_of_their_pair(names):
+    task = build_task(small_config(**names))
+    stream = TargetStream(task, task.split("train"), 8, seed=0, group=False)
+    num_solutions = 0
+    for number in range(3):
+        x, y = stream(number)
+        own_y, batch = stream.with_solutions(number)
+        assert torch.equal(batch.x, x)
+        assert torch.equal(own_y, y)
+        for b, one in enumerate(batch.x):
+            solutions = batch.solutions[batch.mask[:, b], b]
+            answers = task.with_all_names(one, solutions)
+            assert (answers == y[b]).all(-1).any()
+            assert task.is_valid(one[None], answers[:, None]).all()
+            assert len(solutions) == (task.count_solutions(one) or len(solutions))
+            num_solutions += len(solutions)
+    assert num_solutions > 24 or "task" not in names
