@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_gram.inference.contract import GuideTraits
 from pyro_gram.inference.decisions import Decisions
 from pyro_gram.inference.guide import EffectGuide
+from pyro_gram.inference.sites import targets_site
 from pyro_gram.registry import GUIDES
 from pyro_gram.spec import TaskSpec
 
@@ -31,3 +32,8 @@ class RevealGuide(EffectGuide):
 
     def posterior(self, u: Tensor, code: Tensor, prior: Any) -> Decisions:
         return prior.with_values(code)
+
+    def posterior_at(self, t: int, u: Tensor, code: Tensor, prior: Any) -> Decisions:
+        """Return :meth:`posterior` with the targets of transition t, if the model has a site for them."""
+        site = self.trace.nodes.get(targets_site(t))
+        return prior.with_values(code, None if site is None else site["value"])

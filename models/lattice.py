@@ -22,6 +22,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.inference import sites
@@ -70,7 +71,13 @@ class Lattice(RelationalModule):
         default_settings={  # a trajectory ends when its answer is complete: 64 steps are only a limit
             "model": {"low_steps": 3},
             "optim": {"hidden_optimizer": "muon", "lr": 3e-3},
-            "train": {"act": True, "supervision_steps": 64, "on_policy_depth": 0, "elbo": "mean_field"},
+            "train": {
+                "act": True,
+                "supervision_steps": 64,
+                "on_policy_depth": 0,
+                "elbo": "mean_field",
+                "exact_targets": True,
+            },
             "beta": {"start": 1.0, "target": 0.0, "silent_fraction": 0.0},
             "evaluate": {"depth": 64},
         },
@@ -111,7 +118,8 @@ class Lattice(RelationalModule):
             for t in pyro.markov(range(steps * T)):
                 has_kl = not truncated or (t + 1) % T == 0
                 with torch.set_grad_enabled(has_kl and torch.is_grad_enabled()), poutine.mask(mask=has_kl):
-                    l = self.refine(h, l, e_x, y if has_kl else None, t)
+                    targets = None if y is None or not has_kl else self.targets(y, h, t)
+                    l = self.refine(h, l, e_x, targets, t)
                     u = pyro.deterministic(sites.proposal_site(t), self.logits(h, l), event_dim=2)
                     with poutine.scale(scale=beta):
                         eps = pyro.sample(sites.guidance_site(t), self.prior(u))
@@ -122,17 +130,22 @@ class Lattice(RelationalModule):
             sites.sample_halt_and_value(self.heads if y is None else None, l, e_x, likelihood, self.structure)
             return pyro.sample(sites.ANSWER, likelihood, obs=y)
 
-    def refine(self, h: Tensor, l: Tensor, e_x: Tensor, y: Tensor | None, t: int) -> Tensor:
-        """Apply f K times. With y, add the loss of the predictions after each application."""
+    def targets(self, y: Tensor, h: Tensor, t: int) -> Tensor:
+        """Return what transition t is trained towards, ``[..., L_out, V]``: y, unless a handler knows all solutions."""
+        values = one_hot(y, h.shape[-1]).to(h.dtype)
+        infer = {"_deterministic": True, sites.LATTICE: h}
+        return pyro.sample(sites.targets_site(t), dist.Delta(values, event_dim=2), obs=values, infer=infer)
+
+    def refine(self, h: Tensor, l: Tensor, e_x: Tensor, targets: Tensor | None, t: int) -> Tensor:
+        """Apply f K times. With targets, add the loss of the predictions after each application."""
         injection = self.lattice_encoder(h) + e_x
         if not self.config.is_carried:
             l = self.l0.expand_as(injection)
         losses = []
         for _ in range(self.config.low_steps):
             l = self.at_positions(self.f(l + injection, *self.context))
-            if y is not None and self.config.recursion_weight:
-                log_p = self.logits(h, l)
-                losses.append(-dist.Categorical(logits=log_p).to_event(1).log_prob(y))
+            if targets is not None and self.config.recursion_weight:
+                losses.append(-(targets * self.logits(h, l).log_softmax(-1)).sum((-1, -2)))
         if losses:
             sites.add_training_loss(f"recursion_{t}", self.config.recursion_weight * torch.stack(losses).mean(0))
         return l

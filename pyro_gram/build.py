@@ -77,6 +77,8 @@ def check_parts(config: RunConfig) -> None:
             f"model {names['model']!r} cannot be trained on trajectories of its prior, because their decisions may "
             "exclude every solution: set train.on_policy_depth to 0"
         )
+    if config.train.exact_targets and not (config.train.act and model_facts.guidance == "decisions"):
+        raise ConfigError("train.exact_targets is for models with a lattice and needs train.act: set it to false")
     if config.evaluate.sweeps and not model_facts.is_complete_when_halted:
         raise ConfigError(f"model {names['model']!r} has no lattice to open again: set evaluate.sweeps to 0")
     if model_facts.is_one_step:

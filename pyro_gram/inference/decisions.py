@@ -38,6 +38,8 @@ class Decisions(dist.TorchDistribution):
             position j, nats. 0 takes the most certain position, infinity takes all alike.
         count: number of positions that are not nearly certain and are decided, on average.
         values: int64 ``[..., L]``: the values that decided positions take for sure, in a guide; None: they are drawn.
+        targets: ``[..., L, V]``: how the values of the guide are distributed given what was decided before, for the KL;
+            None if this is not known.
     """
 
     arg_constraints = {"logits": constraints.real}  # noqa: RUF012 (torch's own convention)
@@ -50,9 +52,11 @@ class Decisions(dist.TorchDistribution):
         order: float,
         count: int = 1,
         values: Tensor | None = None,
+        targets: Tensor | None = None,
         validate_args: Any = None,
     ) -> None:
-        self.raw_logits, self.values, self.settings = logits, values, (certainty, order, count)
+        self.raw_logits, self.values, self.targets = logits, values, targets
+        self.settings = certainty, order, count
         self.logits = logits.log_softmax(-1)
         with torch.no_grad():
             log_p = self.logits.detach()
@@ -70,11 +74,12 @@ class Decisions(dist.TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> Decisions:
         shape = torch.Size(batch_shape)
         values = None if self.values is None else self.values.expand(*shape, self.values.shape[-1])
-        return Decisions(self.raw_logits.expand(*shape, *self.event_shape), *self.settings, values)
+        targets = None if self.targets is None else self.targets.expand(*shape, *self.event_shape)
+        return Decisions(self.raw_logits.expand(*shape, *self.event_shape), *self.settings, values, targets)
 
-    def with_values(self, values: Tensor) -> Decisions:
+    def with_values(self, values: Tensor, targets: Tensor | None = None) -> Decisions:
         """Return the distribution that decides the same positions, for the values ``values``, int64 ``[..., L]``."""
-        return Decisions(self.raw_logits, *self.settings, values)
+        return Decisions(self.raw_logits, *self.settings, values, targets)
 
     @property
     def has_rsample(self) -> bool:
@@ -142,6 +147,8 @@ def _kl_decisions(q: Decisions, p: Decisions) -> Tensor:
         raise NotImplementedError("this KL is of decisions with equal orders")
     if q.values is None:
         per_position = (q.logits.exp() * (q.logits - p.logits)).sum(-1)
+    elif q.targets is not None:
+        per_position = -(q.targets * p.logits).sum(-1)
     else:
         per_position = -p.logits.gather(-1, q.values.expand(p.logits.shape[:-1])[..., None]).squeeze(-1)
     return (p.decision_probability * per_position).sum(-1)

@@ -24,6 +24,7 @@ STATE_H, STATE_L = "h", "l"
 HALT, VALUE = "halt", "value"
 HALTED = "halted"  # deterministic, bool: whether a trajectory ends here; only HRM and TRM have this site
 DRAW_ANSWER = "draw_answer"  # key of y's infer dict: a rollout answers with a draw from p(y | h_T), not with its mode
+LATTICE = "lattice"  # key of the infer dict of a site of targets: the lattice before the transition
 HEAD_SITE = "head_site"  # key of the infer dict of a head's site: a rollout takes the site's mean, not a draw
 LOSS_ONLY = "loss_only"  # key of an infer dict: the site is part of the training loss, but of no reported bound
 HEADS_ATTRIBUTE = "heads"  # the attribute of a program that holds its halt and value heads
@@ -33,6 +34,11 @@ VALUE_SCALE = 0.5**0.5  # sigma at which the negative log density is the squared
 def guidance_site(t: int) -> str:
     """Return the name of the guidance site of transition t, counted from 0 over the whole trajectory."""
     return f"eps_{t}"
+
+
+def targets_site(t: int) -> str:
+    """Return the name of the site of the values that transition t is trained towards (``models/lattice.py``)."""
+    return f"targets_{t}"
 
 
 def proposal_site(t: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,39 @@ class Candidates:
     namings: Tensor | None = None
     is_naming: Tensor | None = None
     is_token: Tensor | None = None
+
+    def where(self, is_new: Tensor, old: Candidates) -> Candidates:
+        """Return these candidates in the rows ``is_new``, bool ``[B]``, and ``old`` ones in the others."""
+        size = max(len(self.mask), len(old.mask))
+        new, old = self._pad(size), old._pad(size)
+        mask = torch.where(is_new, new.mask, old.mask)
+        k = int(mask.sum(0).max())  # solutions come first
+        solutions = torch.where(is_new[:, None], new.solutions, old.solutions)
+        tokens = new.is_token
+        if new.is_token is not None and old.is_token is not None:
+            tokens = torch.where(is_new[:, None], new.is_token, old.is_token)
+        x = torch.where(is_new.view(-1, *[1] * (self.x.ndim - 1)), new.x, old.x)
+        return Candidates(x, solutions[:k], mask[:k], is_token=tokens)
+
+    def _pad(self, size: int) -> Candidates:
+        missing = size - len(self.mask)
+        solutions = torch.nn.functional.pad(self.solutions, (0, 0, 0, 0, 0, missing))
+        return replace(self, solutions=solutions, mask=torch.nn.functional.pad(self.mask, (0, 0, 0, missing)))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors by name, with the batch first and room for ``MAX_SOLUTIONS``."""
+        padded = self._pad(MAX_SOLUTIONS)
+        tensors = {"solutions": padded.solutions.movedim(0, 1), "solution_mask": padded.mask.movedim(0, 1)}
+        return tensors if self.is_token is None else tensors | {"is_token": self.is_token}
+
+    @classmethod
+    def from_state_dict(cls, x: Tensor, tensors: dict[str, Tensor]) -> Candidates | None:
+        """Build candidates from the tensors of :meth:`state_dict`; None if there are none."""
+        if "solutions" not in tensors:
+            return None
+        mask = tensors["solution_mask"].movedim(0, 1)
+        k = int(mask.sum(0).max())
+        return cls(x, tensors["solutions"].movedim(0, 1)[:k], mask[:k], is_token=tensors.get("is_token"))
 
 
 class TargetStream:

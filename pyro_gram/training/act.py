@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.steps import run_steps
 from pyro_gram.system.distributed import ProcessGroup
+from pyro_gram.tasks.batches import Candidates
 
 EXPLORATION = 0.1
 RESTARTED_SHARE, RESTART_BATCHES = 1 / 8, 64  # of trajectories that end when their answer is complete
@@ -35,6 +36,7 @@ class Carry:
         steps: supervision steps that each trajectory has made, int64 ``[B]``.
         finished: bool ``[B]``: has the trajectory ended? If so, the next update replaces its pair.
         state: states of the trajectories, ``[B, L, D]`` each; None if all are at z_0.
+        candidates: all solutions of the inputs, if the training uses them.
     """
 
     x: Tensor | None
@@ -42,14 +44,15 @@ class Carry:
     steps: Tensor
     finished: Tensor
     state: LatentState | None = None
+    candidates: Candidates | None = None
 
     @classmethod
-    def start(cls, x: Tensor | None, y: Tensor) -> Carry:
+    def start(cls, x: Tensor | None, y: Tensor, candidates: Candidates | None = None) -> Carry:
         """Start a trajectory of each pair at z_0."""
         zeros = torch.zeros(len(y), dtype=torch.long, device=y.device)
-        return cls(x, y, zeros, zeros.bool())
+        return cls(x, y, zeros, zeros.bool(), candidates=candidates)
 
-    def replace_finished(self, model: Any, x: Tensor | None, y: Tensor) -> Carry:
+    def replace_finished(self, model: Any, x: Tensor | None, y: Tensor, candidates: Candidates | None = None) -> Carry:
         """If a trajectory is finished, replace its pair with the pair in the same row of ``x`` and ``y``."""
         assert self.state is not None
         x = None if x is None or self.x is None else _where(self.finished, x, self.x)
@@ -58,7 +61,9 @@ class Carry:
             start = run_steps(model, x, None, None, 0).state
         pairs = zip(start, self.state, strict=True)
         state = LatentState(*(_where(self.finished, new_values, old_values) for new_values, old_values in pairs))
-        return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state)
+        if candidates is not None and self.candidates is not None:
+            candidates = candidates.where(self.finished, self.candidates)
+        return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state, candidates)
 
     def advance(
         self, terms: StepTerms, max_steps: int, exploration: float = EXPLORATION, restart: float = 0.0
@@ -74,18 +79,19 @@ class Carry:
         if terms.halted is None:
             if self.state is None:
                 steps = torch.randint(1, max_steps + 1, steps.shape, device=steps.device)
-            return Carry(self.x, self.y, steps, steps >= max_steps, terms.state)
+            return replace(self, steps=steps, finished=steps >= max_steps, state=terms.state)
         min_steps = torch.randint(2, max(3, max_steps + 1), steps.shape, device=steps.device)
         min_steps = torch.where(torch.rand(steps.shape, device=steps.device) < exploration, min_steps, 0)
         finished = (steps >= max_steps) | (terms.halted & (steps >= min_steps))
         if restart:
             finished = finished | (torch.rand(steps.shape, device=steps.device) < restart)
-        return Carry(self.x, self.y, steps, finished, terms.state)
+        return replace(self, steps=steps, finished=finished, state=terms.state)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors of the carry by name."""
         tensors = {"y": self.y, "steps": self.steps, "finished": self.finished}
         tensors |= {} if self.x is None else {"x": self.x}
+        tensors |= {} if self.candidates is None else self.candidates.state_dict()
         return tensors if self.state is None else tensors | {"h": self.state.h, "l": self.state.l}
 
     @classmethod
@@ -98,8 +104,9 @@ class Carry:
         """
         if len({len(tensor) for tensor in tensors.values()}) > 1:
             raise ValueError(f"unfinished trajectories: {', '.join(f'{len(t)} in {k}' for k, t in tensors.items())}")
-        state = LatentState(tensors["h"], tensors["l"])
-        return cls(tensors.get("x"), tensors["y"], tensors["steps"], tensors["finished"], state)
+        state, x = LatentState(tensors["h"], tensors["l"]), tensors.get("x")
+        candidates = None if x is None else Candidates.from_state_dict(x, tensors)
+        return cls(x, tensors["y"], tensors["steps"], tensors["finished"], state, candidates)
 
     def shard(self, processes: ProcessGroup, device: torch.device) -> Carry:
         """Return this process's share of a carry that holds the trajectories of all processes."""

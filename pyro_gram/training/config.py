@@ -40,6 +40,8 @@ class TrainConfig:
         act: train as HRM and TRM do: a batch is one update, and a trajectory stays in the batch until the model halts
             it or it has made ``supervision_steps`` steps; then a new pair replaces it. On-policy updates follow every
             ``supervision_steps``-th batch.
+        exact_targets: train a lattice towards the shares of values among all solutions of an input that agree with what
+            is decided, instead of one solution. Needs ``act``; inputs with too many solutions keep one.
         on_policy_depth: also train on trajectories of the prior, up to this supervision step. The target is a solution,
             drawn with its probability under the model. 0 for no such training. The task must list all solutions.
         on_policy_updates: number of updates along trajectories of the prior in a batch. They are made at successive
@@ -62,6 +64,7 @@ class TrainConfig:
     evaluate_every: int = 500
     save_seconds: float = 60.0
     act: bool = False
+    exact_targets: bool = False
     on_policy_depth: int = 0
     on_policy_updates: int = 4
     on_policy_after: float = 0.5

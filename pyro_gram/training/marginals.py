@@ -7,11 +7,35 @@ towards y, and less variance (Rao-Blackwell).
 
 from __future__ import annotations
 
+from typing import Any
+
+import pyro.distributions as dist
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from pyro_gram.inference.sites import LATTICE
 from pyro_gram.tasks.batches import Candidates
+
+
+class KnownSolutions(Messenger):
+    """Train a lattice towards the shares of values among all solutions that agree, in place of one solution.
+
+    Args:
+        candidates: all solutions of the batch.
+    """
+
+    def __init__(self, candidates: Candidates) -> None:
+        super().__init__()
+        self.candidates = candidates
+
+    def _pyro_sample(self, msg: Any) -> None:
+        h = msg["infer"].get(LATTICE)
+        if h is not None:
+            shares = consistent_marginals(h, self.candidates)
+            msg["value"] = torch.where(shares.sum(-1, keepdim=True) > 0, shares, msg["value"])
+            msg["fn"] = dist.Delta(msg["value"], event_dim=2)
 
 
 def consistent_marginals(h: Tensor, candidates: Candidates) -> Tensor:

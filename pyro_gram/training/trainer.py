@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,11 +25,12 @@ from pyro_gram.inference.elbo import make_elbo
 from pyro_gram.inference.guide import PriorGuide
 from pyro_gram.networks.core import LatentState
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
-from pyro_gram.tasks.batches import derive_seed
+from pyro_gram.tasks.batches import Candidates, derive_seed
 from pyro_gram.training.act import RESTART_BATCHES, RESTARTED_SHARE, Carry
 from pyro_gram.training.beta_schedule import BetaConfig, BetaController
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError, DivergenceCheck, UpdateRecord
+from pyro_gram.training.marginals import KnownSolutions
 from pyro_gram.training.on_policy import draw_targets, prior_end
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 from pyro_gram.training.precision import check_precision
@@ -138,12 +140,8 @@ class Trainer:
             the mean reconstruction of these updates, nats per input (``training.on_policy``).
         """
         assert self.candidates is not None
-        c, batch = self.config, self.candidates(self.number)
-        x = self.shard(batch.x)
-        shards = {name: self.shard(getattr(batch, name), 1) for name in ("solutions", "mask", "is_naming")}
-        shards["is_token"] = self.shard(batch.is_token)
-        namings = None if batch.namings is None else batch.namings.to(self.device)
-        candidates = replace(batch, x=x, namings=namings, **shards)
+        c, candidates = self.config, self.shard_candidates(self.candidates(self.number))
+        x = candidates.x
         depth = torch.randint(c.on_policy_depth - c.on_policy_updates + 1, ()).item()
         first = int(self.processes.from_main(depth))
         state, losses = None, []
@@ -155,15 +153,27 @@ class Trainer:
             losses.append(mean[0])
         return torch.stack(losses).mean().item()
 
+    def shard_candidates(self, batch: Candidates) -> Candidates:
+        """Return this process's share of a batch with its solutions, on the device."""
+        shards = {name: self.shard(getattr(batch, name), 1) for name in ("solutions", "mask", "is_naming")}
+        namings = None if batch.namings is None else batch.namings.to(self.device)
+        return replace(batch, x=self.shard(batch.x), namings=namings, is_token=self.shard(batch.is_token), **shards)
+
     def act_step(self, x: Tensor | None, y: Tensor) -> Tensor:
         """Make one update of all trajectories, after new pairs have replaced finished pairs (``training.act``).
 
         Returns:
             mean reconstruction and KL of the update, nats per input, ``[1, 2]``.
         """
-        carry = self.carry.replace_finished(self.model, x, y) if self.carry else Carry.start(x, y)
+        candidates = None
+        if self.config.exact_targets and x is not None:
+            stream: Any = self.batches
+            candidates = self.shard_candidates(stream.with_solutions(self.number)[1])
+        pairs = x, y, candidates
+        carry = self.carry.replace_finished(self.model, *pairs) if self.carry else Carry.start(*pairs)
         self.optimizer.progress = self.progress
-        _, mean = self.update(self.guide, carry.x, carry.y, carry.state, step=0)
+        with nullcontext() if carry.candidates is None else KnownSolutions(carry.candidates):
+            _, mean = self.update(self.guide, carry.x, carry.y, carry.state, step=0)
         assert self.elbo.terms is not None
         settings = {}
         if model_traits(self.model).is_complete_when_halted:  # a complete answer cannot change: nothing to explore
