@@ -306,8 +306,8 @@ def main(argv: list[str]) -> int:
     if arguments.figure and figure_answers:
         write_figure(jobs[0].solver, figure_answers, arguments.figure)
         if num_inputs - num_failed > len(figure_answers):
-            shares = f"the first {len(figure_answers)} of {num_inputs - num_failed} inputs"
-            print(f"{arguments.figure} shows {shares}", file=sys.stderr)
+            drawn_inputs = f"the first {len(figure_answers)} of {num_inputs - num_failed} inputs"
+            print(f"{arguments.figure} shows {drawn_inputs}", file=sys.stderr)
     if num_failed:
         print(f"{num_failed} of {pluralize(num_inputs, 'input')} cannot be solved", file=sys.stderr)
     return 1 if num_failed else 0

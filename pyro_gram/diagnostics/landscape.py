@@ -15,10 +15,10 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from pyro_gram.checks import check_counts
-from pyro_gram.diagnostics.trajectories import answers_of, number_answers, record_steps, states_of, to_cpu
+from pyro_gram.diagnostics.trajectories import answers_of, number_answers, record_steps, states_of
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import ANSWER
-from pyro_gram.sampling.steps import Decode
+from pyro_gram.sampling.steps import Decode, to_cpu
 from pyro_gram.sampling.tempering import NO_TEMPER, AtMean, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_gram.checks import check_counts
 from pyro_gram.inference.families import MeanOnly
 from pyro_gram.inference.sites import ANSWER, transition_index
-from pyro_gram.sampling.steps import Decode, isolated_rng, rollout_steps, run_steps
+from pyro_gram.sampling.steps import Decode, isolated_rng, rollout_steps, run_steps, to_cpu
 from pyro_gram.sampling.tempering import NO_TEMPER, AtMean, Temper, TemperConfig
 from pyro_gram.tasks.base import Task
 
@@ -104,11 +104,6 @@ def states_of(end: Decode) -> Tensor:
     """Return h after a supervision step, on the CPU, ``[N, B, L, D]``. A shared state is repeated for each one."""
     n, b = end.values[ANSWER].shape[:2]
     return end.state.h.expand(n, b, -1, -1).cpu()
-
-
-def to_cpu(x: Tensor | None) -> Tensor | None:
-    """Return inputs on the CPU; None stays None."""
-    return None if x is None else x.cpu()
 
 
 # ---- where trajectories end --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from pyro_gram.diagnostics.plots.posterior import evidence_figure, terms_figure
 from pyro_gram.diagnostics.plots.run import pluralize
 from pyro_gram.diagnostics.plots.trajectories import animate, attractors_figure, influence_figure, landscape_figure
 from pyro_gram.diagnostics.sbc import simulate_ranks
-from pyro_gram.diagnostics.trajectories import attractors, guidance_influence, separation, to_cpu, trace_trajectories
+from pyro_gram.diagnostics.trajectories import attractors, guidance_influence, separation, trace_trajectories
 from pyro_gram.inference.contract import model_sizes, model_traits
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
@@ -40,6 +40,7 @@ from pyro_gram.runs.measure import bound_metrics, sample_metrics, validation_his
 from pyro_gram.runs.preflight import check_data
 from pyro_gram.runs.scope import Scope
 from pyro_gram.sampling.result import Rollout
+from pyro_gram.sampling.steps import to_cpu
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import write_json
 from pyro_gram.system.machine import environment

@@ -12,14 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from pyro_gram.diagnostics.bounds import Bounds, bounds
-from pyro_gram.diagnostics.trajectories import to_cpu
 from pyro_gram.inference.contract import guide_traits, model_traits, prior_of, prior_traits
 from pyro_gram.inference.guide import why_no_guide
 from pyro_gram.inference.importance import MAX_TRACED
 from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.result import Rollout
 from pyro_gram.sampling.rollout import rollout
-from pyro_gram.sampling.steps import to_device_of
+from pyro_gram.sampling.steps import to_cpu, to_device_of
 from pyro_gram.solver import Solver
 from pyro_gram.system.distributed import SINGLE_PROCESS, ProcessGroup
 from pyro_gram.tasks.base import PuzzleSet

@@ -127,6 +127,11 @@ def _is_head(msg: Any) -> bool:
 # ---- devices and random states -----------------------------------------------------------------------------------
 
 
+def to_cpu(x: Tensor | None) -> Tensor | None:
+    """Return inputs on the CPU; None stays None."""
+    return None if x is None else x.cpu()
+
+
 def to_device_of(model: nn.Module, tensor: Any) -> Any:
     """Return the tensor on the model's device; None stays None."""
     return None if tensor is None else tensor.to(next(model.parameters()).device)

@@ -155,16 +155,27 @@ def read_json(path: Path) -> Any:
 def read_toml_tables(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the contents of a TOML file as table -> part -> field -> value.
 
+    A table with ``extends = "NAME"`` has also the fields of the table NAME that it does not set itself. A table that
+    extends another cannot be extended.
+
     Raises:
-        UserError: the file is missing, is not TOML, or holds a value where a table must stand.
+        UserError: the file is missing, is not TOML, or holds a value where a table must stand; or a table extends one
+            that does not exist or that extends a table itself.
     """
     tables = _parse_file(path, "TOML", tomllib.loads)
+    bases = {name: t.pop("extends") for name, t in tables.items() if isinstance(t, dict) and "extends" in t}
     for name, table in tables.items():
         entries = table.items() if isinstance(table, dict) else [("", table)]
         for part, fields in entries:
             if not isinstance(fields, dict):
                 key = ".".join(filter(None, (name, part)))
                 raise UserError(f"{path}: {key} must be a table, [{key}] on a line of its own, not {fields!r}")
+    own_tables = [name for name in tables if name not in bases]
+    for name, base in bases.items():
+        if base not in own_tables:
+            raise UserError(f"{path}: [{name}] extends {base!r}; it can extend {', '.join(own_tables) or 'no table'}")
+        parts = {**tables[base], **tables[name]}
+        tables[name] = {part: tables[base].get(part, {}) | tables[name].get(part, {}) for part in parts}
     return tables
 
 

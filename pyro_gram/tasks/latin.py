@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 SIZES = (3, 9)  # the smallest and the largest size
 BATCH = 1000  # squares drawn at once
 CELLS = {*DIGITS, *BLANKS}
+KEYS = ("square", "board", "puzzle")  # names under which a JSON object may hold a square
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,7 @@ class Latin(Task):
 
     def parse(self, text: str) -> Tensor:
         """Parse a square: a line for each row, or all rows in one line, joined by ``/`` or by nothing."""
-        lines = lines_of_board(text, ("square", "board", "puzzle"), _row_length, self.puzzle_texts)
-        rows = [cells_of(row) or [row] for row in (lines[0].split("/") if len(lines) == 1 else lines)]
+        rows = rows_of_square(text)
         cells = [cell for row in rows for cell in row]
         unknown_cell = next((cell for cell in cells if cell not in CELLS), None)
         if unknown_cell is not None:
@@ -184,7 +184,7 @@ class Latin(Task):
         return self.boards.to_input([0 if cell in BLANKS else int(cell) for cell in cells])
 
     def puzzle_texts(self, text: str) -> list[PuzzleText]:
-        return split_boards(text, _row_length)
+        return split_squares(text)
 
     def count_solutions(self, x: Tensor) -> int | None:
         """Count the completions; None if there are very many."""
@@ -207,6 +207,21 @@ class Latin(Task):
         """Return the square of the input and, if given, the square of the answer on its right."""
         assert x is not None
         return render_puzzle(*self.boards.picture(x, y), colour)
+
+
+def rows_of_square(text: str) -> list[list[str]]:
+    """Return the cells of each row of a square; a single row if all cells are in one line without ``/``.
+
+    Raises:
+        InputError: a JSON value is no square.
+    """
+    lines = lines_of_board(text, KEYS, _row_length, split_squares)
+    return [cells_of(row) or [row] for row in (lines[0].split("/") if len(lines) == 1 else lines)]
+
+
+def split_squares(text: str) -> list[PuzzleText]:
+    """Split a text into squares; errors are left to :func:`rows_of_square`."""
+    return split_boards(text, _row_length)
 
 
 def _row_length(line: str) -> int:

@@ -15,16 +15,20 @@ from typing import Any, NamedTuple
 
 from pyro_gram.errors import InputError
 from pyro_gram.system.text import PuzzleText, normalize_text, numbered_lines
+from pyro_gram.tasks import latin
+from pyro_gram.tasks.arc.files import is_collection, is_puzzle
 from pyro_gram.tasks.base import NO_PUZZLE
-from pyro_gram.tasks.board_text import cells_of, clean_line, is_rule, lines_of_board, split_boards
+from pyro_gram.tasks.board_text import clean_line, is_rule
+from pyro_gram.tasks.coloring.any_graph_text import has_suffix, is_edge_list, read_graph, split_any_graphs
+from pyro_gram.tasks.coloring.text import has_graph6_length, is_dimacs
+from pyro_gram.tasks.nqueens.text import MIN_SIZE, parse_queens, split_queens
+from pyro_gram.tasks.sudoku.boards import SIZES, conflicts
+from pyro_gram.tasks.sudoku.data import BLANKS
+from pyro_gram.tasks.sudoku.text import DIGITS, parse_puzzle, remove_answer, split_puzzles
 
 MAX_PUZZLES = 50  # so many puzzles of a text are tried
 MAX_CHARACTERS = 2**16  # so much of a text is read, unless it is JSON
 MAX_VERTICES = 10_000  # of a graph; larger ones are not read
-LATIN_SIZES = range(3, 10)
-LATIN_KEYS = ("square", "board", "puzzle")  # names under which a JSON object may hold a square
-LATIN_BLANKS = ".0*_-xX?"
-DIGITS = "123456789"
 SEPARATORS = " \t\n|+=,;[](){}\"'"
 QUEENS = "Qq\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
 SIGNS_OF_QUEENS = set(QUEENS + "._-*01 ,;|\t")
@@ -123,8 +127,6 @@ def _try_puzzles(pieces: Sequence[PuzzleText], parse: Parse) -> list[Puzzle]:
 
 
 def _graphs(text: str) -> list[Puzzle]:
-    from pyro_gram.tasks.coloring.any_graph_text import is_edge_list, read_graph, split_any_graphs
-
     if not numbered_lines(text):
         return []
     is_list = is_edge_list(text)
@@ -152,8 +154,6 @@ def _has_names_of_vertices(text: str) -> bool:
 
 def _resembles_graphs(text: str) -> bool:
     """Return whether a text is DIMACS, graph6 with more on its lines, another format for graphs, or a list of edges."""
-    from pyro_gram.tasks.coloring.text import has_graph6_length, is_dimacs
-
     lines = [line for _, line in numbered_lines(text)][:MAX_PUZZLES]
     if not lines or is_dimacs(lines) or GRAPH_FILE.match(text):
         return bool(lines)
@@ -168,8 +168,6 @@ def _resembles_graphs(text: str) -> bool:
 
 
 def _queens(text: str) -> list[Puzzle]:
-    from pyro_gram.tasks.nqueens.text import split_queens
-
     first = next((puzzle.size for puzzle in _try_puzzles(split_queens(text, ())[:1], _parse_queens)), None)
     pieces = split_queens(text, () if first is None else (first,))
     puzzles = _try_puzzles(pieces, _parse_queens)
@@ -178,8 +176,6 @@ def _queens(text: str) -> list[Puzzle]:
 
 def _parse_queens(text: str, on_size: Callable[[int], None]) -> None:
     """Parse a board of queens, none of which may attack another: rows of a Sudoku read like lists of columns."""
-    from pyro_gram.tasks.nqueens.text import parse_queens
-
     columns = parse_queens(text, (_count_rows(text),), on_size)
     queens = [(r, c) for r, row in enumerate(columns) for c in row]
     for (r1, c1), (r2, c2) in itertools.combinations(queens, 2):
@@ -213,8 +209,6 @@ def _may_be_rows_of_sudoku(pieces: Sequence[PuzzleText]) -> bool:
 
 def _numbers_of(text: str) -> list[int | None]:
     """Return the numbers of a list of columns on one line, with None for each blank; nothing for other texts."""
-    from pyro_gram.tasks.nqueens.text import MIN_SIZE
-
     words = re.split(r"[\s,;]+", text.strip("[](){},; "))
     if "\n" in text or not any(word.lstrip("-").isdecimal() for word in words):
         return []
@@ -248,9 +242,6 @@ def _resembles_latin_squares(text: str) -> bool:
 
 
 def _sudokus(text: str) -> list[Puzzle]:
-    from pyro_gram.tasks.coloring.any_graph_text import has_suffix
-    from pyro_gram.tasks.sudoku.text import split_puzzles
-
     if all(has_suffix(line) for _, line in numbered_lines(text)):
         return []  # the clues of 16 vertices look like a board of 4x4
     return _try_puzzles(split_puzzles(text), _parse_sudoku)
@@ -258,9 +249,6 @@ def _sudokus(text: str) -> list[Puzzle]:
 
 def _parse_sudoku(text: str, on_size: Callable[[int], None]) -> None:
     """Parse a Sudoku of any size, whose clues may not contradict each other."""
-    from pyro_gram.tasks.sudoku.boards import SIZES, conflicts
-    from pyro_gram.tasks.sudoku.text import parse_puzzle
-
     digits = parse_puzzle(text, SIZES, str)
     size = isqrt(len(digits))
     on_size(size)
@@ -270,43 +258,28 @@ def _parse_sudoku(text: str, on_size: Callable[[int], None]) -> None:
 
 def _resembles_sudoku(text: str) -> bool:
     """Return whether at least nine of ten signs in a text are digits or blanks, and one is a digit from 2 to 9."""
-    from pyro_gram.tasks.sudoku.text import remove_answer
-
     lines = list(filter(None, map(remove_answer, _lines_of_boards(text))))
     signs = [sign for line in lines if not is_rule(line) for sign in line if sign not in SEPARATORS]
     digits = [sign for sign in signs if sign in DIGITS]
     is_graph = all(map(EDGE.fullmatch, lines))
-    num_cells = len(digits) + sum(sign in LATIN_BLANKS for sign in signs)
+    num_cells = len(digits) + sum(sign in BLANKS for sign in signs)
     return not is_graph and bool(set(digits) - {"1"}) and num_cells >= max(4, 0.9 * len(signs))
 
 
 def _latin_squares(text: str) -> list[Puzzle]:
-    return _try_puzzles(_split_latin_squares(text), _parse_latin)
-
-
-def _split_latin_squares(text: str) -> list[PuzzleText]:
-    return split_boards(text, _latin_row_length)
-
-
-def _latin_row_length(line: str) -> int:
-    cells = cells_of(line) or []
-    is_row = len(cells) in LATIN_SIZES and all(len(cell) == 1 and cell in LATIN_BLANKS + DIGITS for cell in cells)
-    return len(cells) if is_row else 0
+    return _try_puzzles(latin.split_squares(text), _parse_latin)
 
 
 def _parse_latin(text: str, on_size: Callable[[int], None]) -> None:
     """Parse a square that repeats no digit in a row or column. In a size of Sudokus its rows are joined by ``/``."""
-    from pyro_gram.tasks.sudoku.boards import SIZES
-
-    lines = lines_of_board(text, LATIN_KEYS, _latin_row_length, _split_latin_squares)
-    has_slashes = len(lines) == 1 and "/" in lines[0]
-    rows = [cells_of(line) or [] for line in (lines[0].split("/") if has_slashes else lines)]
+    rows, has_slashes = latin.rows_of_square(text), "/" in text
     if len(rows) == 1:
         size = isqrt(len(rows[0]))
         rows = [rows[0][i : i + size] for i in range(0, len(rows[0]), size or 1)]
         has_slashes = size < 4  # nine digits are rather a row of a Sudoku
     size = len(rows)
-    if size not in LATIN_SIZES or any(len(row) != size for row in rows) or (size in SIZES and not has_slashes):
+    is_square = latin.SIZES[0] <= size <= latin.SIZES[1] and all(len(row) == size for row in rows)
+    if not is_square or (size in SIZES and not has_slashes):
         raise InputError("no square")
     on_size(size)
     digits = [[_digit(cell) for cell in row] for row in rows]
@@ -318,7 +291,7 @@ def _parse_latin(text: str, on_size: Callable[[int], None]) -> None:
 
 def _digit(cell: str) -> int:
     """Return the digit in a cell, 0 for a blank, and 10 for anything else."""
-    return 0 if cell in LATIN_BLANKS else int(cell) if cell.isascii() and cell.isdecimal() else 10
+    return 0 if cell in BLANKS else int(cell) if cell.isascii() and cell.isdecimal() else 10
 
 
 def _lines_of_boards(text: str) -> list[str]:
@@ -332,8 +305,6 @@ def _lines_of_boards(text: str) -> list[str]:
 def _arc_tasks(text: str) -> list[Puzzle]:
     if not text.lstrip().startswith("{"):
         return []
-    from pyro_gram.tasks.arc.files import is_collection, is_puzzle
-
     try:
         values = [json.loads(text)]
     except (ValueError, RecursionError):

@@ -100,3 +100,24 @@ def test_the_key_of_a_preset_that_is_not_a_table_is_named(tmp_path, text, key):
     (tmp_path / "coloring.toml").write_text(text)
     with pytest.raises(UserError, match=f"coloring.toml: {key} must be a table"):
         read_preset(tmp_path, "coloring", "cpu")
+
+
+# ---- tables that extend others -------------------------------------------------------------------------------------
+
+
+def test_a_table_has_the_fields_of_the_table_that_it_extends(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(
+        '[big]\nextends = "small"\n[big.task]\nsize = 9\n[small.task]\nsize = 4\nseed = 1\n[small.model]\nwidth = 8\n'
+    )
+    tables = read_toml_tables(path)
+    assert tables["big"] == {"task": {"size": 9, "seed": 1}, "model": {"width": 8}}
+    assert tables["small"] == {"task": {"size": 4, "seed": 1}, "model": {"width": 8}}
+
+
+@pytest.mark.parametrize("base", ['"tiny"', '"big"', '"other"', "3", '["small"]'])
+def test_a_table_extends_only_a_table_that_extends_none(tmp_path, base):
+    path = tmp_path / "a.toml"
+    path.write_text(f'[big]\nextends = {base}\n[other]\nextends = "small"\n[small.task]\nsize = 4\n')
+    with pytest.raises(UserError, match=r"\[big\] extends .*; it can extend small$"):
+        read_toml_tables(path)

@@ -1,5 +1,7 @@
 """Graphs are read from DIMACS, graph6 and sparse6 as other programs write them; error messages locate faults."""
 
+import time
+
 import networkx as nx
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from pyro_gram.errors import InputError
 from pyro_gram.system.text import LineError
 from pyro_gram.tasks.coloring.task import Coloring, ColoringConfig
+from pyro_gram.tasks.coloring.text import parse_graph
 
 EDGES = [(1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8), (1, 8), (1, 3)]
 GRAPH = "GxCGKC"
@@ -142,3 +145,10 @@ def test_counted_solutions_are_those_of_the_split(task):
     puzzles = task.split("validation")
     counts = [task.count_solutions(x) for x in puzzles.inputs]
     assert torch.equal(torch.tensor(counts), puzzles.num_solutions)
+
+
+def test_a_long_line_of_numbers_is_judged_at_once():
+    start = time.perf_counter()
+    with pytest.raises(InputError, match="malformed graph6"):
+        parse_graph("0 11 " + "11 " * 300 + "x", lambda order: None)
+    assert time.perf_counter() - start < 5

@@ -29,7 +29,7 @@ OTHER_FORMATS = (
     (re.compile(r"<"), "XML (GraphML, GEXF)"),
     (re.compile(r"[\[{]"), "JSON"),
     (
-        re.compile(r"\d+([\s,;:]+[-+]?\d*\.?\d+)*[\s,;:]*$"),
+        re.compile(r"\d+([\s,;:]+[-+]?(\d+(\.\d*)?|\.\d+))*[\s,;:]*$"),
         "a list of numbers (a list of edges has two vertices on each line, and no weights)",
     ),
 )
