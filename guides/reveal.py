@@ -31,9 +31,9 @@ class RevealGuide(EffectGuide):
         super().__init__(model)
 
     def posterior(self, u: Tensor, code: Tensor, prior: Any) -> Decisions:
-        return prior.with_values(code)
+        return prior.reveal(code)
 
     def posterior_at(self, t: int, u: Tensor, code: Tensor, prior: Any) -> Decisions:
         """Return :meth:`posterior` with the targets of transition t, if the model has a site for them."""
         site = self.trace.nodes.get(targets_site(t))
-        return prior.with_values(code, None if site is None else site["value"])
+        return prior.reveal(code, None if site is None else site["value"])

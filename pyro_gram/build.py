@@ -35,6 +35,7 @@ def build(config: RunConfig, data_dir: str | None = None, task: Task | None = No
         ConfigError: the parts of the run do not fit together.
     """
     task = build_task(config, data_dir) if task is None else task
+    _check_completion(config, task)
     width = model_sizes(config.model).width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -84,6 +85,20 @@ def check_parts(config: RunConfig) -> None:
     if model_facts.is_one_step:
         _check_one_step(config)
     _check_guided_transitions(config)
+
+
+def _check_completion(config: RunConfig, task: Task) -> None:
+    """Raise ConfigError if the trajectories of a lattice may end before all tokens are decided."""
+    if not model_traits(MODELS.get(config.names["model"])).is_complete_when_halted:
+        return
+    tokens, count = task.spec.output_length, asdict(config.prior).get("count", 1)
+    steps = min(config.train.supervision_steps, config.depth)
+    decided = steps * model_sizes(config.model).transitions * count
+    if decided < tokens:
+        raise ConfigError(
+            f"{steps} supervision steps decide {decided} of the {tokens} tokens of an answer: raise prior.count, or "
+            "train.supervision_steps and evaluate.depth"
+        )
 
 
 def _check_one_step(config: RunConfig) -> None:

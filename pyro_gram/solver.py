@@ -159,11 +159,11 @@ class Solver:
         }
         tokens = to_device_of(self.model, tokens)
         if draws == "smc":
-            if tokens is None or history or halt not in (None, 1):
-                raise UserError("smc weighs full trajectories: it needs an input, and takes neither history nor halt")
+            if tokens is None or history or halt not in (None, 1) or settings.get("sweeps"):
+                raise UserError("smc weighs full trajectories: it needs an input, and takes no history, halt or sweeps")
             return self._filter(tokens, progress, **common_settings)
-        halt = halt if history else self._halt(halt)
-        sweeps = 0 if history else self._sweeps(settings.get("sweeps"))
+        sweeps = settings.get("sweeps")
+        halt, sweeps = (halt, sweeps or 0) if history else (self._halt(halt), self._sweeps(sweeps))
         common_settings |= {"draws": DrawScheme(draws), "sweeps": sweeps}
         with isolated_program():
             samples = rollout(self.model, tokens, history=history, halt=halt, progress=progress, **common_settings)

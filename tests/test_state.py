@@ -14,6 +14,7 @@ RECIPES = [
     {"beta": {"target": 1e6, "silent_fraction": 0.3}, "optim": {"hidden_optimizer": "muon"}},
     {"train": {"on_policy_depth": 5, "on_policy_after": 0.6}, "prior_name": "discrete"},
     {"model_name": "trm", "train": {"supervision_steps": 3}},  # trajectories go on from batch to batch
+    {"model_name": "lattice", "task_name": "nqueens"},  # with all solutions of the trajectories' inputs
     # the guide assigns a row to each pair
     {"guide_name": "mean_field", "guide": {"num_pairs": 400}, "train": {"augment": False}},
 ]

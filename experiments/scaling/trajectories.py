@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pyro_gram.inference.sites import ANSWER, HALT, VALUE
+from pyro_gram.inference.contract import model_traits
+from pyro_gram.inference.sites import ANSWER, HALT, HALTED, VALUE
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.memory import chunk_size
 from pyro_gram.sampling.result import Rollout
@@ -30,6 +31,7 @@ from pyro_gram.system.machine import environment
 SAMPLE_COUNTS = (1, 2, 5, 10, 20, 50, 100)
 FULL_TRAJECTORIES = 20  # trajectories recorded to full depth; their work is the largest work of the comparison
 NAMES = ("tokens", "score", "value", "halt")
+COMPLETE = 2.0  # in place of P(right): the answer cannot change, and the trajectory ends at any threshold
 Progress = Callable[[int], object]
 
 
@@ -43,7 +45,7 @@ class Trajectories:
         tokens: the most probable answers, int64 ``[S, N, B, L_out]``.
         score: log p(tokens | h), nats, ``[S, N, B]``.
         value: the value head's estimate that the trajectory's last answer will be right, ``[S, N, B]``.
-        halt: the halt head's P(the answer is right), ``[S, N, B]``.
+        halt: the halt head's P(the answer is right), or ``COMPLETE``, ``[S, N, B]``.
     """
 
     tokens: Tensor
@@ -58,7 +60,7 @@ class Trajectories:
     def halted(self, halt: float) -> Rollout:
         """Return the samples that result if each trajectory stops at its first step with P(right) >= halt.
 
-        With ``halt=1`` no trajectory stops early.
+        With ``halt=1`` no trajectory stops before its answer is complete.
         """
         steps = halting_steps(self.halt, halt)
         last_step = steps[None] - 1
@@ -73,10 +75,10 @@ def halting_steps(halt: Tensor, threshold: float) -> Tensor:
     Steps are counted from 1; the result is int64 ``[N, B]``.
 
     Args:
-        halt: P(right) after each step, ``[S, N, B]``.
-        threshold: P(right) that ends a trajectory; with 1 no trajectory halts.
+        halt: P(right) after each step, or ``COMPLETE``, ``[S, N, B]``.
+        threshold: P(right) that ends a trajectory; with 1 only complete answers end it.
     """
-    is_sure = halt >= threshold if threshold < 1 else torch.zeros_like(halt, dtype=torch.bool)
+    is_sure = halt >= (threshold if threshold < 1 else COMPLETE)
     is_sure[-1] = True
     return is_sure.int().argmax(0) + 1
 
@@ -145,26 +147,27 @@ def _roll_chunk(solver: Solver, x: Tensor, n: int, depth: int, halt: float) -> d
     steps: list[dict[str, Tensor]] = []
     with Temper(solver.config.temper):
         end = run_steps(solver.model, x, None, n, 1)
-        answers = {name: value.flatten(0, 1) for name, value in _answer_and_heads(end).items()}
+        answers = {name: value.flatten(0, 1) for name, value in _answer_and_heads(solver, end).items()}
         state = LatentState(*(part.expand(n, b, -1, -1).flatten(0, 1) for part in end.state))
         active = torch.arange(n * b, device=x.device)
         steps.append(answers)
         for step in range(2, depth + 1):
-            goes_on = (min_depths[active] >= step) | (answers[HALT] < halt)
+            goes_on = ((min_depths[active] >= step) | (answers[HALT] < halt)) & (answers[HALT] < COMPLETE)
             active, state = active[goes_on], LatentState(state.h[goes_on], state.l[goes_on])
             last = steps[-1]
             if len(active):
                 end = run_steps(solver.model, x[active % b], state, None, 1)
-                state, answers = end.state, _answer_and_heads(end)
+                state, answers = end.state, _answer_and_heads(solver, end)
                 last = {name: value.index_copy(0, active, answers[name]) for name, value in last.items()}
             steps.append(last)
     return {name: torch.stack([step[name] for step in steps]).unflatten(1, (n, b)).cpu() for name in NAMES}
 
 
-def _answer_and_heads(end: Decode) -> dict[str, Tensor]:
-    tokens = end.values[ANSWER]
+def _answer_and_heads(solver: Solver, end: Decode) -> dict[str, Tensor]:
     heads = {name: end.values[name] for name in (VALUE, HALT)}
-    return {"tokens": tokens, "score": end.likelihood.log_prob(tokens), **heads}
+    if model_traits(solver.model).is_complete_when_halted:
+        heads[HALT] = torch.where(end.values[HALTED], COMPLETE, heads[HALT])
+    return {"tokens": end.values[ANSWER], "score": end.score, **heads}
 
 
 def cache_folder(folder: Path | None, checkpoint: Path, solver: Solver) -> Path | None:

@@ -33,7 +33,7 @@ class OrderSums:
     Attributes:
         log_p: log p(y | x), nats, float64 ``[M]``.
         elbo: the ELBO of the guide ``reveal``, which is at most ``log_p``, nats, float64 ``[M]``.
-        steps: the expected number of transitions until an answer is complete, float64 ``[M]``.
+        steps: the expected number of transitions of a trajectory that ends in the answer, float64 ``[M]``.
     """
 
     log_p: Tensor
@@ -81,7 +81,7 @@ def sum_over_orders(model: Callable[..., Any], x: Tensor, y: Tensor) -> OrderSum
             for part in pairs.split(MAX_TRAJECTORIES)
         ]
         w, log_p, is_certain = (
-            torch.cat(column).double().cpu().unflatten(0, (len(y), -1)) for column in zip(*columns, strict=True)
+            torch.cat(column).cpu().double().unflatten(0, (len(y), -1)) for column in zip(*columns, strict=True)
         )
         is_open = start.h.expand(len(y), -1, -1).gather(-1, y[..., None]) > 0.5
     sums = _sum_paths(w, log_p, is_certain.bool())
@@ -125,8 +125,9 @@ def _sum_paths(weights: Tensor, log_p: Tensor, is_certain: Tensor) -> OrderSums:
     log_certain = (log_p * is_certain).sum(-1)
     log_reach = torch.full((num_answers, num_subsets), -torch.inf, dtype=torch.double)
     share = torch.zeros_like(log_reach)  # the probability that the guide visits a subset
+    steps = torch.zeros_like(log_reach)  # transitions until a subset, on average over the model's paths to it
     log_reach[:, 0], share[:, 0] = 0.0, 1.0
-    elbo, steps = torch.zeros(num_answers).double(), torch.zeros(num_answers).double()
+    elbo = torch.zeros(num_answers).double()
     for subset in range(num_subsets - 1):  # a path leads to larger numbers only
         no_choice = (weights[:, subset].sum(-1) == 0).double()
         moves = [(0, no_choice, torch.zeros_like(elbo))]
@@ -136,8 +137,10 @@ def _sum_paths(weights: Tensor, log_p: Tensor, is_certain: Tensor) -> OrderSums:
                 continue
             target, log_value = (subset | bit) | certain[:, subset], log_value + log_certain[:, subset]
             path = log_reach[:, subset] + weight.log() + log_value
-            log_reach[answers, target] = torch.logaddexp(log_reach[answers, target], path)
+            total = torch.logaddexp(log_reach[answers, target], path)
+            path_share = (path - total).exp().nan_to_num()
+            steps[answers, target] = torch.lerp(steps[answers, target], steps[:, subset] + 1, path_share)
+            log_reach[answers, target] = total
             share[answers, target] += share[:, subset] * weight
             elbo += torch.where(weight > 0, share[:, subset] * weight * log_value, 0.0)
-        steps += share[:, subset]
-    return OrderSums(log_reach[:, -1], elbo, steps)
+    return OrderSums(log_reach[:, -1], elbo, steps[:, -1])

@@ -18,6 +18,7 @@ from pyro_gram.sampling.draws import DrawScheme
 from pyro_gram.sampling.result import Rollout
 from pyro_gram.sampling.steps import Decode, run_steps
 
+LOG_DECIDED = "log_decided"
 REOPENED_SHARE = 0.5  # share of the positions of a complete answer that a sweep opens again
 
 
@@ -90,17 +91,22 @@ def _run_rows(
             final_values[name][active_rows[halted]] = value[halted]
         steps[active_rows[halted]] = step
         active_rows, state = active_rows[~halted], LatentState(state.h[~halted], state.l[~halted])
+        log_decided = values[LOG_DECIDED][~halted]
         if not len(active_rows):
             return final_values, steps
         end = run_steps(model, None if x is None else x[active_rows], state, None, 1)
-        step, state, values = step + 1, end.state, _read_answers(end)
+        step, state, values = step + 1, end.state, _read_answers(end, log_decided)
 
 
-def _read_answers(end: Decode) -> dict[str, Tensor]:
-    """Return the answers at the end of a supervision step, their scores, and the outputs of the heads."""
-    tokens = end.values[ANSWER]
+def _read_answers(end: Decode, log_decided: Tensor | float = 0.0) -> dict[str, Tensor]:
+    """Return the answers at the end of a supervision step, their scores, and the outputs of the heads.
+
+    ``log_decided`` is log p of the values that were decided in earlier steps.
+    """
     heads = {name: end.values[name] for name in (HALT, VALUE, HALTED) if name in end.values}
-    return {ANSWER: tokens, "score": end.likelihood.log_prob(tokens), **heads}
+    score = end.score + log_decided
+    log_decided = torch.zeros_like(score) + end.log_decided + log_decided
+    return {ANSWER: end.values[ANSWER], "score": score, LOG_DECIDED: log_decided, **heads}
 
 
 def _find_halted(model: Any, values: dict[str, Tensor], depth: int, halt: float | None, step: int) -> Tensor:

@@ -1,9 +1,9 @@
 """Sample trajectories of the prior and decode the answer at the end of each.
 
 :func:`rollout` runs the same Pyro program as ``pyro.infer.Predictive``. Under one seed both draw the same numbers, as
-long as ``temper``, ``halt`` and ``draws`` have their defaults, and all inputs have one size. :func:`rollout` keeps no
-trace and runs in chunks of bounded memory. A rollout never sees the right answer y. Its decoded answers can therefore
-be compared with y.
+long as ``temper``, ``halt``, ``draws`` and ``sweeps`` have their defaults, all inputs have one size, and the model's
+answers are not complete before ``depth`` steps. :func:`rollout` keeps no trace and runs in chunks of bounded memory. A
+rollout never sees the right answer y. Its decoded answers can therefore be compared with y.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def rollout(
         history: keep the answer after each supervision step.
         temper: the scale of the prior in the first transitions.
         halt: a trajectory ends after the first supervision step at which the halt head's probability of a right
-            answer reaches this value (A.1: 0.5). With None or 1 every trajectory runs to ``depth``.
+            answer reaches this value (A.1: 0.5). With None or 1 every trajectory runs to ``depth``, or until its answer
+            is complete (a lattice).
         draws: how the trajectories of an input are drawn together (``sampling.draws``).
         sweeps: how often a random half of a complete answer is opened again and drawn given the rest, if
             the model's trajectories end with a complete answer. A sweep of ``depth`` steps without one is dropped.
@@ -190,5 +191,5 @@ def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, co
     tokens = ends[-1].values[ANSWER]
     steps = torch.full(tokens.shape[:2], config.depth, device=tokens.device)
     history = torch.stack([end.values[ANSWER] for end in ends]) if config.history else None
-    score = ends[-1].likelihood.log_prob(tokens)
+    score = ends[-1].score + sum(end.log_decided for end in ends[:-1])
     return Rollout(tokens, score, steps, steps.sum(0), ends[-1].values.get(VALUE), history)

@@ -58,7 +58,7 @@ class Particles:
 
     Attributes:
         tokens: the most probable answer at the end of each trajectory, int64 ``[N, B, L_out]``.
-        score: log p(tokens | h_T), nats, ``[N, B]``.
+        score: as in a rollout, nats, ``[N, B]``.
         value: the value head's estimate at the end, ``[N, B]``.
         weight: importance weights, normalised for each input, ``[N, B]``.
         ess: effective sample size after each supervision step, before resampling, ``[depth, B]``.
@@ -149,11 +149,13 @@ def _filter(
 ) -> Particles:
     state: LatentState | None = None
     log_weight = torch.zeros(n, len(x), device=x.device)
+    log_decided = torch.zeros_like(log_weight)  # of the values that a lattice decided in earlier steps
     log_potential = torch.zeros_like(log_weight)  # all trajectories share z_0: any constant may be its potential
     sizes, is_resampled = [], []
     with Temper(temper):
         for step in range(depth):
             end = run_steps(model, x, state, n, 1)
+            score, log_decided = end.score + log_decided, log_decided + end.log_decided
             last_potential = log_potential
             log_potential = end.values[config.potential].clamp(min=FLOOR).log() * config.power
             log_weight = log_weight + log_potential - last_potential
@@ -167,12 +169,11 @@ def _filter(
                 ancestors = torch.where(is_low, systematic_resample(log_weight.softmax(0)), identity)
                 columns = torch.arange(len(x), device=x.device)
                 state = LatentState(*(part[ancestors, columns] for part in state))
-                log_potential = log_potential.gather(0, ancestors)
+                log_potential, log_decided = log_potential.gather(0, ancestors), log_decided.gather(0, ancestors)
                 log_weight = log_weight.masked_fill(is_low, 0.0)
-    tokens = end.values[ANSWER]
     return Particles(
-        tokens,
-        end.likelihood.log_prob(tokens),
+        end.values[ANSWER],
+        score,
         end.values[VALUE],
         log_weight.softmax(0),
         torch.stack(sizes),

@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.errors import UserError
+from pyro_gram.inference.decisions import Decisions
 from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER, HALTED, HEAD_SITE, STATE_H, STATE_L, transition_index
 from pyro_gram.inference.terms import is_counted, log_prob_of, per_input, weight_of_inputs
 from pyro_gram.networks.core import LatentState
@@ -65,10 +66,12 @@ class Decode(Messenger):
         values: the values of ``y``, ``h``, ``l`` and, with heads, ``halt`` (P(the answer is right)) and ``value``.
         answer_site: the message of the site ``y``.
         observations: name and message of each other observed site whose density counts.
+        log_decided: log p of the values that a lattice has decided, nats, ``[N, B]``; 0 for other models.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.log_decided: Any = 0.0
         self.values: dict[str, Tensor] = {}
         self.answer_site: Any = None
         self.observations: list[tuple[str, Any]] = []
@@ -77,6 +80,11 @@ class Decode(Messenger):
     def likelihood(self) -> Any:
         """The distribution p(y | h_T)."""
         return self.answer_site["fn"]
+
+    @property
+    def score(self) -> Tensor:
+        """Log p of the decoded answer, nats, ``[N, B]``: of the decisions that led to it, and of its other tokens."""
+        return self.likelihood.log_prob(self.values[ANSWER]) + self.log_decided
 
     @property
     def state(self) -> LatentState:
@@ -96,6 +104,8 @@ class Decode(Messenger):
         if _is_head(msg) or msg["name"] in (ANSWER, STATE_H, STATE_L, HALTED):
             self.values[msg["name"]] = msg["value"]
         else:
+            if isinstance(msg["fn"], Decisions):
+                self.log_decided = self.log_decided + msg["fn"].log_prob_of_values(msg["value"])
             self.observations.extend(counted_observations(msg))
 
     def log_prob(self, y: Tensor) -> Tensor:

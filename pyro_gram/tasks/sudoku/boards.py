@@ -290,8 +290,7 @@ def transform(boards: Tensor, cells: Tensor, digits: Tensor, first: int) -> Tens
         cells, digits: the results of :func:`random_symmetries`.
         first: the token of the lowest digit.
     """
-    other_tokens = torch.arange(first).expand(len(digits), first)
-    image_of_token = torch.cat((other_tokens, digits + first), 1)
+    image_of_token = torch.cat((torch.arange(first).expand(len(digits), first), digits + first), 1)
     image_of_token = image_of_token.expand(*boards.shape[:-1], image_of_token.shape[-1])
     return image_of_token.gather(-1, boards.gather(-1, cells.expand(boards.shape)))
 
