@@ -35,7 +35,7 @@ class Carry:
         y: answers, int64 ``[B, L_out]``.
         steps: supervision steps that each trajectory has made, int64 ``[B]``.
         finished: bool ``[B]``: has the trajectory ended? If so, the next update replaces its pair.
-        state: states of the trajectories, ``[B, L, D]`` each (h of a lattice is ``[B, L_out, V]``); None: all are at z_0.
+        state: states of the trajectories, ``[B, L, D]`` each (h of a lattice: ``[B, L_out, V]``); None: all are at z_0.
         candidates: all solutions of the inputs, if the training uses them.
     """
 
