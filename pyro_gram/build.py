@@ -96,8 +96,8 @@ def _check_completion(config: RunConfig, task: Task) -> None:
     decided = steps * model_sizes(config.model).transitions * count
     if decided < tokens:
         raise ConfigError(
-            f"{steps} supervision steps decide {decided} of the {tokens} tokens of an answer: raise prior.count, or "
-            "train.supervision_steps and evaluate.depth"
+            f"an answer has {tokens} tokens, and train.supervision_steps and evaluate.depth allow {decided} decisions: "
+            "raise prior.count, or both of them"
         )
 
 

@@ -85,8 +85,7 @@ def rollout(
         history: keep the answer after each supervision step.
         temper: the scale of the prior in the first transitions.
         halt: a trajectory ends after the first supervision step at which the halt head's probability of a right
-            answer reaches this value (A.1: 0.5). With None or 1 every trajectory runs to ``depth``, or until its answer
-            is complete (a lattice).
+            answer reaches this value (A.1: 0.5). None or 1: it runs to ``depth``, or until its answer is complete.
         draws: how the trajectories of an input are drawn together (``sampling.draws``).
         sweeps: how often a random half of a complete answer is opened again and drawn given the rest, if
             the model's trajectories end with a complete answer. A sweep of ``depth`` steps without one is dropped.
