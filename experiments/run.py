@@ -126,7 +126,7 @@ def summary(task: str, m: dict[str, Any]) -> str:
     if m["total_variation"] is not None:
         figures += [f"total variation {m['total_variation']:.2f} (perfect {m['total_variation_perfect']:.2f})"]
     figures += [f"{name.replace('_', ' ')} {m[name]:.2f}" for name in SUMMARY_METRICS if m.get(name) is not None]
-    temper = TemperConfig(m["temper_scale"], m["temper_transitions"]).describe()
+    temper = TemperConfig(m["temper_scale"], m["temper_transitions"], m.get("temper_floor", 0.0)).describe()
     inputs_text = "no input" if m["vote_accuracy"] is None else f"{m['num_inputs']} held-out inputs"
     return f"{task}, {inputs_text}, {m['num_samples']} samples{temper and f' ({temper})'}: {', '.join(figures)}"
 

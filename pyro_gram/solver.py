@@ -107,7 +107,7 @@ class Solver:
             depth: the maximal number of supervision steps; None for the depth of the config.
             seed: the seed of the draws.
             history: keep the answer after every supervision step. No trajectory halts then, and ``halt`` must be None.
-            temper: how the prior is scaled at the start of a trajectory; None for the temper of the config.
+            temper: how the prior differs from the trained one; None for the temper of the config.
             halt: a trajectory ends as soon as the halt head gives its answer at least this probability of being right
                 (ACT). None takes the value of the config; 1 lets no trajectory end early. Without heads all
                 trajectories run to ``depth``.
@@ -200,7 +200,7 @@ class Solver:
             temper, halt, draws, sweeps: as for :meth:`sample`.
         """
         temper, halt = self._temper(temper), self._halt(halt)
-        caveats = [temper.describe()] if temper.transitions else []
+        caveats = [text] if (text := temper.describe()) else []
         if draws == "smc":
             caveats.append("filtered by the value head")
         elif halt not in (None, 1):

@@ -181,7 +181,7 @@ def summarize_run(config: dict[str, Any], results: dict[str, Any]) -> str:
     m, seconds = results["metrics"], results["seconds"]
     batches, minutes = config["train"]["batches"], config["train"]["minutes"]
     total = f" of {batches:,} (fitted to {minutes:g} minutes)" if results["batches"] < batches else ""
-    temper = TemperConfig(m["temper_scale"], m["temper_transitions"]).describe()
+    temper = TemperConfig(m["temper_scale"], m["temper_transitions"], m.get("temper_floor", 0.0)).describe()
     return (
         f"{results['parameters']:,} parameters, {results['batches']:,}{total} batches. Training took "
         f"{seconds['train']:.0f} s, evaluation {seconds['evaluate']:.0f} s. Accuracy and coverage come from "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Any
 
 import pyro.distributions as dist
@@ -62,6 +63,13 @@ class Decisions(dist.TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Decisions:
         return Decisions(self.raw_logits.expand(*batch_shape, *self.event_shape), *self.settings)
+
+    def with_floor(self, floor: float) -> Decisions:
+        """Return the distribution that decides the same positions, but draws no value whose probability is lower."""
+        decisions = copy(self)
+        is_kept = self.logits >= self.logits.amax(-1, keepdim=True).clamp(max=math.log(floor))
+        decisions.logits = self.logits.masked_fill(~is_kept, CLOSED).log_softmax(-1)
+        return decisions
 
     def reveal(self, values: Tensor, targets: Tensor | None = None) -> RevealedDecisions:
         """Return the distribution that decides the same positions, for known values (:class:`RevealedDecisions`)."""

@@ -80,6 +80,7 @@ def measure_test(
         "depth": config.depth,
         "temper_scale": config.temper.scale,
         "temper_transitions": config.temper.transitions,
+        "temper_floor": config.temper.floor,
     }
     metrics |= _head_metrics(solver, puzzles, samples, processes, shared_progress)
     history = _history(solver, first_versions, processes, shared_progress)

@@ -1,7 +1,8 @@
-"""Tempering: sample trajectories from a prior that is wider, or narrower, in the first transitions.
+"""Tempering: sample trajectories from a prior that is wider, or narrower, than the trained one.
 
 The first transitions decide in which of several solutions a trajectory ends. If the prior's scale is small, its
 mean decides. A wider scale makes the frequencies of an input's solutions more even, but more trajectories fail.
+In a lattice, a floor keeps improbable values from being drawn.
 Only rollouts are tempered: training, bounds, likelihoods and the file inference.nc (for ArviZ) use the prior as it was
 trained.
 """
@@ -25,15 +26,17 @@ from pyro_gram.inference.sites import transition_index
 
 @dataclass(frozen=True)
 class TemperConfig:
-    r"""The scale of the prior in rollouts, relative to the trained one.
+    r"""How the prior of rollouts differs from the trained one.
 
     Attributes:
         scale: the factor of :math:`\sigma_\theta(u_t)`; 1 leaves the prior as it is, a factor below 1 narrows it.
         transitions: how many transitions from z_0 on are scaled; 0 for none.
+        floor: in a lattice, values with a lower probability than this are not drawn, in all transitions; 0: all are.
     """
 
     scale: float = 1.0
     transitions: int = 0
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if type(self.transitions) is not int or type(self.scale) not in (int, float):
@@ -41,7 +44,7 @@ class TemperConfig:
                 f"temper takes a scale (a number) and transitions (a whole number), not {self.scale!r}, "
                 f"{self.transitions!r}"
             )
-        check_range(self, scale=(0.01, 100), transitions=AT_LEAST_0)
+        check_range(self, scale=(0.01, 100), transitions=AT_LEAST_0, floor=(0.0, 0.5))
         if (self.scale == 1) != (self.transitions == 0):
             raise ConfigError(
                 f"temper.scale = {self.scale:g} with temper.transitions = {self.transitions} changes nothing: "
@@ -49,15 +52,17 @@ class TemperConfig:
             )
 
     def describe(self) -> str:
-        """Return a label such as "sigma x 1.9 in the first 2 transitions"; an empty text if nothing is scaled."""
-        return f"sigma x {self.scale:g} in the first {self.transitions} transitions" if self.transitions else ""
+        """Return a label such as "sigma x 1.9 in the first 2 transitions"; an empty text for the trained prior."""
+        scale = f"sigma x {self.scale:g} in the first {self.transitions} transitions" if self.transitions else ""
+        floor = f"no values below p = {self.floor:g}" if self.floor else ""
+        return ", ".join(filter(None, (scale, floor)))
 
 
 NO_TEMPER = TemperConfig()
 
 
 class Temper(Messenger):
-    """Scale the standard deviation of the prior in the first transitions of a batch of trajectories.
+    """Sample a batch of trajectories from a prior that is scaled in the first transitions, or has a floor.
 
     The handler counts transitions over all calls of the program inside it. One instance therefore serves one batch of
     trajectories that start at z_0::
@@ -69,7 +74,7 @@ class Temper(Messenger):
     sees the site.
 
     Raises:
-        ConfigError: the scale of the prior cannot be changed.
+        ConfigError: the scale of the prior cannot be changed, or it has no values that a floor could exclude.
         TypeError: the handler is used as a decorator. A decorator would count the transitions of all calls together.
     """
 
@@ -88,6 +93,10 @@ class Temper(Messenger):
             return
         if self.num_transitions < self.config.transitions:
             msg["fn"] = widen(msg["fn"], self.config.scale)
+        if self.config.floor:
+            if not isinstance(msg["fn"], Decisions):
+                raise ConfigError("only a lattice has values that a floor can exclude: set temper.floor to 0")
+            msg["fn"] = msg["fn"].with_floor(self.config.floor)
         self.num_transitions += 1
 
 

@@ -16,7 +16,7 @@ from pyro_gram.inference.decisions import Decisions
 from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.networks.relations import CLOSED
 from pyro_gram.sampling.rollout import rollout
-from pyro_gram.sampling.tempering import AtMean
+from pyro_gram.sampling.tempering import AtMean, TemperConfig
 from pyro_gram.training.heads import HeadsConfig, attach_heads, train_heads
 from tests.conftest import small_config
 from tests.training.test_trainer import make_trainer
@@ -254,6 +254,26 @@ def test_a_solver_takes_sweeps_from_its_config_or_the_caller():
 def test_parts_of_another_kind_of_guidance_are_refused(names, advice):
     with pytest.raises(ConfigError, match=f"do not fit model .*: use {advice} with it"):
         build(small_config(**names))
+
+
+def test_values_below_the_floor_are_not_drawn_and_the_order_stays():
+    torch.manual_seed(0)
+    logits = torch.randn(4, 3, 5)
+    p = Decisions(logits, 0.9, 0.5)
+    high = p.with_floor(0.1)
+    assert torch.equal(high.decision_probability, p.decision_probability)
+    draws = high.sample((2000,))
+    is_low = p.logits.exp() < 0.1
+    assert not (draws.bool() & is_low).any()
+    expected = p.logits.exp().masked_fill(is_low, 0.0)
+    torch.testing.assert_close(high.logits.exp(), expected / expected.sum(-1, keepdim=True))
+    assert high.log_prob(p.mode).isfinite().all()
+    solver = small(**QUEENS, prior={"certainty": 1.0})
+    x, _ = board_of(solver)
+    caveats = solver.frequency_caveats(temper=TemperConfig(floor=0.3))
+    assert caveats == ("no values below p = 0.3",)
+    plain, floor = (solver.sample(x, num_samples=200, temper=TemperConfig(floor=f)) for f in (0.0, 0.3))
+    assert len(floor.tokens.unique(dim=0)) < len(plain.tokens.unique(dim=0))
 
 
 def test_heads_are_trained_and_stop_trajectories():

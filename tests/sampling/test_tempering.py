@@ -150,3 +150,10 @@ def test_at_the_priors_mean_the_trajectory_is_deterministic_and_the_answer_is_dr
 def test_a_temper_describes_itself():
     assert TemperConfig(1.9, 2).describe() == "sigma x 1.9 in the first 2 transitions"
     assert TemperConfig(1.0, 0).describe() == ""
+    assert TemperConfig(floor=0.02).describe() == "no values below p = 0.02"
+
+
+def test_a_floor_is_for_lattices():
+    solver = build_case().solver
+    with pytest.raises(ConfigError, match="only a lattice has values that a floor can exclude: set temper.floor to 0"):
+        solver.sample("Cr", temper=TemperConfig(floor=0.02))
