@@ -1,0 +1,156 @@
+"""Compare the settings of lattices in sampling: ``python experiments/studies/lattice.py CHECKPOINT [CHECKPOINT ...]``.
+
+Order, certainty, number of decisions at once, applications of f, floor and sweeps are changed one at a time. All
+variants do equal work: as many applications of f as 20 samples take with the checkpoint's own settings. The inputs are
+those of the validation split, so that settings may be chosen by this study. The checkpoints are seeds of one run.
+"""
+
+from __future__ import annotations
+
+import sys
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pyro_gram
+from experiments.tables.cells import mean_and_sd, write_markdown
+from pyro_gram.diagnostics.calibration import uniformity
+from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids
+from pyro_gram.errors import UserError
+from pyro_gram.inference.contract import model_traits
+from pyro_gram.sampling.rollout import rollout
+from pyro_gram.sampling.tempering import TemperConfig
+from pyro_gram.solver import Solver
+from pyro_gram.system.cli import Parser, call
+from pyro_gram.system.files import check_writable, write_json
+from pyro_gram.system.machine import environment
+from pyro_gram.tasks.base import PuzzleSet
+
+HERE = Path(__file__).parent
+BUDGET, MAX_SAMPLES = 20, 80  # samples with the checkpoint's own settings, whose work all variants do; the most samples
+UNIFORM = 1e6  # an order that takes all open tokens alike
+VARIANTS: dict[str, dict[str, Any]] = {
+    "own settings": {},
+    "most certain token next": {"order": 0.0},
+    "order .05": {"order": 0.05},
+    "order .2": {"order": 0.2},
+    "order 1": {"order": 1.0},
+    "any token next": {"order": UNIFORM},
+    "one token at a time": {"certainty": 1.0},
+    "certain above .99": {"certainty": 0.99},
+    "certain above .9": {"certainty": 0.9},
+    "2 tokens at once": {"count": 2},
+    "4 tokens at once": {"count": 4},
+    "f applied once less": {"low_steps": -1},
+    "f applied once more": {"low_steps": 1},
+    "f applied thrice more": {"low_steps": 3},
+    **{f"floor {floor:g}": {"floor": floor} for floor in (0.01, 0.02, 0.05, 0.1, 0.2)},
+    "one sweep": {"sweeps": 1},
+    "two sweeps": {"sweeps": 2},
+    "four sweeps": {"sweeps": 4},
+}
+COLUMNS = {
+    "right": "right samples",
+    "transitions": "transitions a sample",
+    "samples": "samples for equal work",
+    "coverage": "their coverage",
+    "limit": "its limit",
+    "excess": "total variation above perfect sampling",
+}
+
+
+def measure_variant(solver: Solver, puzzles: PuzzleSet, changes: dict[str, Any], budget: float) -> dict[str, float]:
+    """Measure a checkpoint with changed settings.
+
+    Args:
+        solver: the checkpoint.
+        puzzles: inputs whose solutions are all known.
+        changes: fields of the prior's config, ``floor`` or ``sweeps``, and an increment of ``low_steps``.
+        budget: applications of f for each input; 0 for those of ``BUDGET`` samples.
+    """
+    model: Any = deepcopy(solver.model)
+    fields = {name: value for name, value in changes.items() if name in ("order", "certainty", "count")}
+    model.prior.config = replace(model.prior.config, **fields)
+    model.config = replace(model.config, low_steps=max(1, model.config.low_steps + changes.get("low_steps", 0)))
+    samples = rollout(
+        model,
+        puzzles.inputs,
+        num_samples=MAX_SAMPLES,
+        depth=solver.config.depth,
+        seed=solver.config.evaluate.seed,
+        sweeps=changes.get("sweeps", 0),
+        temper=TemperConfig(floor=changes.get("floor", 0.0)),
+    )
+    ids = solution_ids(solver.task, puzzles, samples.tokens)
+    transitions = samples.steps.double().mean().item() * model.config.transitions
+    work = transitions * model.config.low_steps
+    count = max(1, min(MAX_SAMPLES, round((budget or BUDGET * work) / work)))
+    evenness = uniformity(ids, puzzles.num_solutions)
+    return {
+        "right": (ids >= 0).double().mean().item(),
+        "transitions": transitions,
+        "work": work,
+        "samples": count,
+        "coverage": coverage_by_input(ids[:count], puzzles.num_solutions).mean().item(),
+        "limit": coverage_limit(puzzles.num_solutions, count).mean().item(),
+        "excess": evenness.excess_variation[puzzles.num_solutions > 1].mean().item(),
+    }
+
+
+def measure_checkpoint(solver: Solver, count: int) -> dict[str, dict[str, float]]:
+    """Measure all variants on the first ``count`` validation inputs.
+
+    Raises:
+        UserError: the checkpoint has no lattice, or its inputs are not known to have several solutions.
+    """
+    if not model_traits(solver.model).is_complete_when_halted:
+        raise UserError(f"model {solver.config.names['model']!r} has no lattice: this study compares its settings")
+    puzzles = solver.task.split("validation").subset(count)
+    if puzzles.inputs is None or not puzzles.has_all_solutions or int(puzzles.num_solutions.max()) < 2:
+        raise UserError("this study needs inputs with several solutions, all of them known")
+    results: dict[str, dict[str, float]] = {}
+    for name, changes in VARIANTS.items():
+        budget = BUDGET * results["own settings"]["work"] if results else 0.0
+        results[name] = measure_variant(solver, puzzles, changes, budget)
+        print(f"{name}: {results[name]['right']:.4f} right", file=sys.stderr)
+    return results
+
+
+def markdown(study: dict[str, Any]) -> str:
+    """Return a table with a row for each variant: means over checkpoints, with standard deviations."""
+    lines = [f"| setting | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
+    runs = study["checkpoints"]
+    for name in runs[0]["variants"]:
+        cells = [mean_and_sd([run["variants"][name][key] for run in runs]) for key in COLUMNS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    parser = Parser("lattice.py", description=__doc__)
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".safetensors, or a run")
+    parser.add_argument("--inputs", type=int, default=100, metavar="B", help="validation inputs (default 100)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="default: lattice_TASK.json beside this script")
+    arguments = parser.parse_args(argv)
+    if arguments.inputs < 1:
+        raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
+    solvers = [pyro_gram.load(path) for path in arguments.checkpoints]
+    tasks = sorted({solver.config.names["task"] for solver in solvers})
+    if len(tasks) > 1:
+        raise UserError(f"the checkpoints have the tasks {', '.join(tasks)}: give seeds of one run")
+    out = arguments.out or HERE / f"lattice_{tasks[0]}.json"
+    check_writable(out)
+    with torch.no_grad():
+        runs = [{"seed": s.config.seed, "variants": measure_checkpoint(s, arguments.inputs)} for s in solvers]
+    results = {"checkpoints": runs, "inputs": arguments.inputs, "environment": environment()}
+    write_json(out, results)
+    write_markdown(out, markdown(results))
+    print(f"results: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(call(main))

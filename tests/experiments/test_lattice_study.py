@@ -1,0 +1,57 @@
+"""Test ``lattice.py``, the study of the settings of lattices, with small untrained models."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.studies import lattice
+from pyro_gram.build import build
+from pyro_gram.checkpoint import save_model
+from pyro_gram.system.cli import call
+from pyro_gram.system.files import read_json
+from tests.conftest import perturb_, small_config
+
+QUEENS = {"size": 5, "min_queens": 1, "max_queens": 1, "validation": 4}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    paths = []
+    for seed in (0, 1):
+        parts = {"task": QUEENS, "prior": {"certainty": 0.6}, "model": {"transitions": 1}}
+        config = replace(small_config(model_name="lattice", task_name="nqueens", **parts), seed=seed)
+        paths.append(folder / f"{seed}.safetensors")
+        solver = build(config)
+        perturb_(solver.model, 0.15)  # so that some values are nearly certain
+        save_model(paths[-1], solver)
+    out = folder / "lattice.json"
+    assert call(lattice.main, [*map(str, paths), "--inputs", "2", "--out", str(out)]) == 0
+    return read_json(out)["checkpoints"], out
+
+
+def test_every_variant_does_the_work_of_twenty_samples_and_has_its_own_effect(study):
+    runs, out = study
+    assert len(runs) == 2
+    for variants in (run["variants"] for run in runs):
+        own = variants["own settings"]
+        assert own["samples"] == 20
+        for name, row in variants.items():
+            assert row["samples"] == lattice.MAX_SAMPLES or row["samples"] == pytest.approx(
+                20 * own["work"] / row["work"], abs=0.5
+            )
+            assert 0 <= row["coverage"] <= 1, name
+        assert variants["one token at a time"]["transitions"] > own["transitions"]
+        assert variants["4 tokens at once"]["transitions"] < variants["2 tokens at once"]["transitions"]
+        assert variants["four sweeps"]["samples"] < variants["one sweep"]["samples"] < 20
+        assert variants["f applied once more"]["work"] == pytest.approx(
+            variants["f applied once more"]["transitions"] * 3
+        )
+    assert out.with_suffix(".md").read_text().count("\n") == 2 + len(lattice.VARIANTS)
+
+
+def test_a_checkpoint_without_lattice_is_refused(tmp_path, capsys):
+    path = tmp_path / "gram.safetensors"
+    save_model(path, build(small_config(task_name="nqueens", task=QUEENS)))
+    assert call(lattice.main, [str(path), "--out", str(tmp_path / "o.json")]) == 2
+    assert "model 'gram' has no lattice" in capsys.readouterr().err
