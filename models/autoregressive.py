@@ -3,7 +3,7 @@ r"""The autoregressive Transformer: :math:`p(y | x) = \prod_i p(y_i | y_{<i}, x)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import pad
 
-from pyro_gram.checks import check_choice
+from pyro_gram.checks import check_choice, check_range
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER
 from pyro_gram.networks.core import init_linear_, make_embedding
-from pyro_gram.networks.relations import open_values
+from pyro_gram.networks.relations import close_improbable, open_values
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import Structure, TaskSpec
 
@@ -37,24 +37,29 @@ class Autoregressive(dist.TorchDistribution):
             the next token, ``[..., n + 1, classes]``, for n up to L_out - 1.
         e_x: ``[..., L, D]``.
         length: L_out.
+        floor: tokens with a lower probability are not drawn. The density is that of the network in any case.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (torch's own convention)
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
-    def __init__(self, logits: Logits, e_x: Tensor, length: int, validate_args: Any = None) -> None:
-        self.logits, self.e_x, self.length = logits, e_x, length
+    def __init__(
+        self, logits: Logits, e_x: Tensor, length: int, floor: float = 0.0, validate_args: bool | None = None
+    ) -> None:
+        self.logits, self.e_x, self.length, self.floor = logits, e_x, length, floor
         super().__init__(e_x.shape[:-2], torch.Size((length,)), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Autoregressive:
-        return Autoregressive(self.logits, self.e_x.expand(*batch_shape, *self.e_x.shape[-2:]), self.length)
+        e_x = self.e_x.expand(*batch_shape, *self.e_x.shape[-2:])
+        return Autoregressive(self.logits, e_x, self.length, self.floor)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         e_x = self.e_x.expand(*sample_shape, *self.e_x.shape)
         tokens = torch.empty(*e_x.shape[:-2], 0, dtype=torch.long, device=e_x.device)
         with torch.no_grad():
             for _ in range(self.length):
-                next_token = dist.Categorical(logits=self.logits(e_x, tokens)[..., -1, :]).sample()
+                logits = close_improbable(self.logits(e_x, tokens)[..., -1, :], self.floor)
+                next_token = dist.Categorical(logits=logits).sample()
                 tokens = torch.cat((tokens, next_token[..., None]), dim=-1)
         return tokens
 
@@ -63,6 +68,21 @@ class Autoregressive(dist.TorchDistribution):
         value, e_x = value.expand(*shape, self.length), self.e_x.expand(*shape, *self.e_x.shape[-2:])
         log_p = self.logits(e_x, value[..., :-1]).log_softmax(-1)
         return log_p.gather(-1, value[..., None]).squeeze(-1).sum(-1)
+
+
+@dataclass(frozen=True)
+class AutoregressiveConfig(OneStepConfig):
+    """Sizes, and which tokens are drawn.
+
+    Attributes:
+        floor: tokens with a lower probability than this are not drawn.
+    """
+
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, floor=(0.0, 0.5))
 
 
 @MODELS.register("autoregressive")
@@ -80,10 +100,12 @@ class AutoregressiveModel(OneStepModel):
     position i sees in each relation: positions of the input, and tokens of the answer before y_i.
     """
 
+    Config = AutoregressiveConfig
+    config: AutoregressiveConfig
     learns_start = False
     traits = replace(OneStepModel.traits, default_settings={"model": {"layers": 8}})
 
-    def __init__(self, config: OneStepConfig, spec: TaskSpec, prior: nn.Module) -> None:
+    def __init__(self, config: AutoregressiveConfig, spec: TaskSpec, prior: nn.Module) -> None:
         if config.mixer == "swiglu":
             config = replace(config, mixer="attention")
         super().__init__(config, spec, prior)
@@ -98,7 +120,8 @@ class AutoregressiveModel(OneStepModel):
     def respond(self, e_x: Tensor, y: Tensor | None, beta: float) -> tuple[Tensor, Tensor]:
         length = e_x.shape[-2] if self.has_relations else self.spec.output_length
         # The distribution keeps the structure of its own input, because the next call of the model brings another one.
-        likelihood = Autoregressive(partial(self.logits, structure=self.structure, bias=self.bias), e_x, length)
+        logits = partial(self.logits, structure=self.structure, bias=self.bias)
+        likelihood = Autoregressive(logits, e_x, length, self.config.floor)
         return e_x, pyro.sample(ANSWER, likelihood, obs=y, infer={DRAW_ANSWER: True})
 
     def logits(

@@ -21,6 +21,7 @@ from pyro_gram.errors import InputError
 from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER, plate_shape
 from pyro_gram.networks.denoiser import Denoiser
 from pyro_gram.networks.embeddings import answer_decoder, answer_encoder
+from pyro_gram.networks.relations import close_improbable
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
 
@@ -38,13 +39,15 @@ class MDLMConfig(OneStepConfig):
 
     Attributes:
         sampling_steps: steps of a draw; 0 for the number of tokens, padding not counted.
+        floor: tokens with a lower probability than this are not drawn.
     """
 
     sampling_steps: int = 0
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, sampling_steps=AT_LEAST_0)
+        check_range(self, sampling_steps=AT_LEAST_0, floor=(0.0, 0.5))
 
 
 class Diffusion(OneStepModel):
@@ -110,7 +113,8 @@ class MDLM(Diffusion):
         log_p = torch.zeros(e_x.shape[:-2], device=e_x.device)
         for step in range(steps, 0, -1):
             time = torch.full(e_x.shape[:-2], step / steps, device=e_x.device)
-            prediction = dist.Categorical(logits=self.predict(e_x, tokens, time))
+            logits = close_improbable(self.predict(e_x, tokens, time), self.config.floor)
+            prediction = dist.Categorical(logits=logits)
             value = prediction.sample()
             # step counts down to 1. A masked token is revealed with probability 1 / step, and surely at the last step.
             is_revealed = (tokens == self.mask_token) & (torch.rand(tokens.shape, device=e_x.device) < 1 / step)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints, register_kl
 from torch.nn.functional import one_hot
 
-from pyro_gram.networks.relations import CLOSED
+from pyro_gram.networks.relations import CLOSED, close_improbable
 
 MIN_LOG_WEIGHT = -1e4  # log probability of deciding a position that cannot be decided: finite, and 0 in float32
 
@@ -67,8 +67,7 @@ class Decisions(dist.TorchDistribution):
     def with_floor(self, floor: float) -> Decisions:
         """Return the distribution that decides the same positions, but draws no value whose probability is lower."""
         decisions = copy(self)
-        is_kept = self.logits >= self.logits.amax(-1, keepdim=True).clamp(max=math.log(floor))
-        decisions.logits = self.logits.masked_fill(~is_kept, CLOSED).log_softmax(-1)
+        decisions.logits = close_improbable(self.logits, floor).log_softmax(-1)
         return decisions
 
     def reveal(self, values: Tensor, targets: Tensor | None = None) -> RevealedDecisions:
@@ -130,7 +129,7 @@ class RevealedDecisions(Decisions):
     has_rsample = True  # the values are fixed, and the choice of positions has no gradient in any case
 
     def __init__(self, prior: Decisions, values: Tensor, targets: Tensor | None = None) -> None:
-        vars(self).update(vars(prior))  # the positions are computed once
+        self.__dict__.update(prior.__dict__)  # the positions are computed once
         self.values, self.targets = values, targets
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> RevealedDecisions:

@@ -7,6 +7,7 @@ distribution under prior and guide, and an answer has only its open values. So p
 
 from __future__ import annotations
 
+import math
 from math import isqrt
 from typing import Any
 
@@ -113,6 +114,19 @@ def open_values(logits: Tensor, structure: Structure | None) -> Tensor:
     if structure is None or structure.values is None:
         return logits
     return logits.masked_fill(~structure.values[..., : logits.shape[-2], :], CLOSED)
+
+
+def close_improbable(logits: Tensor, floor: float) -> Tensor:
+    """Close the values whose probability is below ``floor``; the most probable value of a token stays open.
+
+    Args:
+        logits: ``[..., classes]``.
+        floor: a probability; 0 closes nothing.
+    """
+    if not floor:
+        return logits
+    log_p = logits.log_softmax(-1)
+    return logits.masked_fill(log_p < log_p.amax(-1, keepdim=True).clamp(max=math.log(floor)), CLOSED)
 
 
 class ValuePositionEncoder(nn.Module):

@@ -105,8 +105,8 @@ def _read_answers(end: Decode, log_decided: Tensor | float = 0.0) -> dict[str, T
     """
     heads = {name: end.values[name] for name in (HALT, VALUE, HALTED) if name in end.values}
     score = end.score + log_decided
-    log_decided = torch.zeros_like(score) + end.log_decided + log_decided
-    return {ANSWER: end.values[ANSWER], "score": score, LOG_DECIDED: log_decided, **heads}
+    decided = torch.zeros_like(score) + end.log_decided + log_decided
+    return {ANSWER: end.values[ANSWER], "score": score, LOG_DECIDED: decided, **heads}
 
 
 def _find_halted(model: Any, values: dict[str, Tensor], depth: int, halt: float | None, step: int) -> Tensor:

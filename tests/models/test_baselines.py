@@ -156,6 +156,19 @@ def test_mdlm_reveals_most_tokens_alone_if_there_are_many_more_steps_than_tokens
     assert low < single_share < high
 
 
+@pytest.mark.parametrize("model", ["autoregressive", "mdlm"])
+def test_tokens_below_the_floor_are_not_drawn(model):
+    logits = torch.tensor([0.5, 0.3, 0.2]).log()
+    answers = {}
+    for floor in (0.0, 0.25, 0.45):
+        program = build_tiny(model, model={"floor": floor}).solver.model
+        program.predict = lambda e_x, tokens, time: logits.expand(*tokens.shape, 3)
+        program.logits = lambda e_x, tokens, **_: logits.expand(*tokens.shape[:-1], tokens.shape[-1] + 1, 3)
+        x = build_tiny(model).x
+        answers[floor] = set(rollout(program, x, num_samples=50, depth=1).tokens.unique().tolist())
+    assert answers == {0.0: {0, 1, 2}, 0.25: {0, 1}, 0.45: {0}}
+
+
 def test_plate_shape_is_that_of_the_plates_around():
     assert plate_shape() == ()
     with pyro.plate("a", 3, dim=-1), pyro.plate("b", 5, dim=-3):
