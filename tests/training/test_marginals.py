@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from pyro_gram.build import build_task
-from pyro_gram.tasks.batches import TargetStream
+from pyro_gram.build import build, build_task
+from pyro_gram.tasks.batches import Candidates, TargetStream
 from pyro_gram.training.marginals import consistent_marginals
 from tests.conftest import small_config
+from tests.training.test_trainer import make_trainer
 
 GRAPHS = {"layout": "graph", "min_vertices": 4, "vertices": 6, "train": 60, "validation": 4, "test": 6}
 CASES = [
@@ -80,3 +81,26 @@ def test_solutions_undergo_the_symmetry_of_their_pair(names):
             assert len(solutions) == (task.count_solutions(one) or len(solutions))
             num_solutions += len(solutions)
     assert num_solutions > 24 or "task" not in names
+
+
+@pytest.mark.parametrize("names", CASES[::2], ids=["graphs", "queens"])
+def test_every_trajectory_of_a_batch_keeps_all_solutions_of_its_own_input(names):
+    heads = {"model": {"mixer": "relations", "width": 12, "heads": 3}} if "task_name" not in names else {}
+    solver = build(small_config(model_name="lattice", **names, **heads))
+    trainer = make_trainer(solver, act=True, supervision_steps=64, batch=8, exact_targets=True)
+    num_replaced = 0
+    for number in range(12):
+        trainer.train_batch(*trainer.batches(number))
+        carry = trainer.carry
+        num_replaced += int(carry.finished.sum())
+        answers = solver.task.canonical_form(carry.x, carry.y)
+        for b, (x, y) in enumerate(zip(carry.x, answers, strict=True)):
+            own = carry.candidates.solutions[carry.candidates.mask[:, b], b]
+            assert solver.task.is_valid(x.expand(len(own), *x.shape), own).all()
+            assert (solver.task.canonical_form(x[None], own[:, None])[:, 0] == y).all(-1).any()
+            assert len(own.unique(dim=0)) == len(own)
+        tensors = carry.candidates.state_dict()
+        loaded = Candidates.from_state_dict(carry.x, tensors)
+        assert torch.equal(loaded.solutions, carry.candidates.solutions)
+        assert torch.equal(loaded.mask, carry.candidates.mask)
+    assert num_replaced > 8

@@ -31,8 +31,8 @@ OPTIM = OptimConfig(lr=1e-2, warmup=1, weight_decay=0.1, clip=0.5)
 def make_trainer(solver=None, **train):
     solver = solver or build_small()
     c = solver.config
-    stream = TargetStream(solver.task, solver.task.split("train"), c.train.batch, c.seed)
     settings = {**vars(c.train), **train}
+    stream = TargetStream(solver.task, solver.task.split("train"), c.train.batch, c.seed, group=not settings["act"])
     return Trainer(solver.model, solver.guide, stream, TrainConfig(**settings), OPTIM, BetaConfig(), c.seed)
 
 
