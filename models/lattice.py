@@ -119,7 +119,9 @@ class Lattice(RelationalModule):
                 has_kl = not truncated or (t + 1) % T == 0
                 with torch.set_grad_enabled(has_kl and torch.is_grad_enabled()), poutine.mask(mask=has_kl):
                     targets = None if y is None or not has_kl else self.targets(y, h, t)
-                    l = self.refine(h, l, e_x, targets, t)
+                    is_open = (h.sum(-1) > 1.5).any(-1)[..., None, None]
+                    if is_open.any():  # a complete lattice costs nothing, and keeps its low level
+                        l = torch.where(is_open, self.refine(h, l, e_x, targets, t), l)
                     u = pyro.deterministic(sites.proposal_site(t), self.logits(h, l), event_dim=2)
                     with poutine.scale(scale=beta):
                         eps = pyro.sample(sites.guidance_site(t), self.prior(u))

@@ -14,6 +14,7 @@ from pyro_gram.diagnostics.orders import sum_over_orders
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.decisions import Decisions
 from pyro_gram.inference.elbo import MeanFieldELBO
+from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.relations import CLOSED
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.tempering import AtMean, TemperConfig
@@ -285,6 +286,35 @@ def test_heads_are_trained_and_stop_trajectories():
     assert ((samples.value > 0) & (samples.value < 1)).all()
     samples = rollout(solver.model, x, num_samples=8, depth=9, halt=1)
     assert (samples.steps == 2).all()  # a row in each transition, and two transitions in a step
+
+
+def test_a_complete_lattice_keeps_its_low_level_and_costs_no_application_of_f():
+    solver = small(task_name="sudoku", prior={"certainty": 0.6})
+    x = solver.task.split("test").inputs[:2]
+    num_calls = 0
+
+    def count(*_):
+        nonlocal num_calls
+        num_calls += 1
+
+    solver.model.f.register_forward_hook(count)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        end = poutine.trace(solver.model).get_trace(x, steps=16)
+        assert num_calls < 16 * 2 * 2
+        state = LatentState(end.nodes["h"]["value"], end.nodes["l"]["value"])
+        assert (state.h.sum(-1) == 1).all()
+        num_calls = 0
+        later = poutine.trace(solver.model).get_trace(x, None, state, steps=3)
+    assert num_calls == 0
+    assert torch.equal(later.nodes["l"]["value"], state.l)
+    assert torch.equal(later.nodes["y"]["value"], end.nodes["y"]["value"])
+    open_state = LatentState(state.h.clone(), state.l)
+    open_state.h[0, (x[0] == 1).nonzero()[0]] = 1.0  # one board has an open cell again, the other has none
+    with torch.no_grad():
+        later = poutine.trace(solver.model).get_trace(x, None, open_state, steps=1)
+    assert torch.equal(later.nodes["l"]["value"][1], state.l[1])
+    assert not torch.equal(later.nodes["l"]["value"][0], state.l[0])
 
 
 def test_without_noise_the_most_probable_values_are_decided():
