@@ -28,8 +28,9 @@ def read_preset(
 
     If the user replaces the model, prior or guide, the preset's settings for this part are kept only if the new class
     has settings of the same names. The traits of a model (``inference.contract``) may name the prior and guide that
-    the model needs. The traits of a model or guide may override settings. If the prior leaves nothing to infer and the
-    user names no guide, the guide is ``prior``. The preset's temper is dropped if the prior is replaced.
+    the model needs. The traits of a model or guide may override settings; those of the preset's own model hold unless
+    the preset sets them itself. If the prior leaves nothing to infer and the user names no guide, the guide is
+    ``prior``. The preset's temper is dropped if the prior is replaced.
 
     Args:
         folder: the folder with one TOML file for each task.
@@ -52,8 +53,11 @@ def read_preset(
             table[part] = {name: value for name, value in table.get(part, {}).items() if name in fields}
     if new_names["prior"] != preset_names["prior"]:
         table.pop("temper", None)
+    overrides = default_overrides(model_traits(MODELS.get(new_names["model"])))
     if new_names["model"] != preset_names["model"]:
-        _override(table, default_overrides(model_traits(MODELS.get(new_names["model"]))), new_names)
+        _override(table, overrides, new_names)
+    else:
+        table |= {part: {**fields, **table.get(part, {})} for part, fields in overrides.items()}
     if new_names["guide"] != preset_names["guide"]:
         _override(table, guide_traits(GUIDES.get(new_names["guide"])).default_settings, new_names)
     return make_run_config(new_names, table, preset=preset, seed=seed)

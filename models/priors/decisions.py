@@ -19,12 +19,12 @@ class DecisionsConfig:
     Attributes:
         certainty: a position is decided at once if one of its values has a higher probability than this; 1: never.
         order: temperature of the choice of one more position: 0 takes the most certain one (least entropy); a large
-            value takes all alike.
+            value takes all alike, which gives the most even answers.
         count: number of positions that are decided besides, on average.
     """
 
     certainty: float = 0.9995
-    order: float = 0.2
+    order: float = 100.0
     count: int = 1
 
     def __post_init__(self) -> None:
