@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -52,7 +54,7 @@ EVALUATE_EVERY = 2000  # batches between evaluations, for rows with one update i
 CELL_METRICS = (  # the metrics of a cell that the table's JSON keeps
     "accuracy", "sample_accuracy", "violations", "any_valid", "vote_accuracy", "coverage", "coverage_limit",
     "total_variation", "total_variation_perfect", "num_inputs", "num_samples", "elbo", "log_likelihood_prior_mc",
-    "inception_score", "frechet_distance", "depth",
+    "inception_score", "frechet_distance", "depth", "mean_steps",
 )  # fmt: skip
 
 
@@ -135,9 +137,14 @@ def is_done(cell: Cell, runs: Path) -> bool:
 
 
 def run_cell(cell: Cell, runs: Path, device: torch.device, data_dir: str | None, processes: ProcessGroup) -> None:
-    """Train and measure a cell; if it was stopped before, continue it. Raises InterruptedRunError on a signal."""
+    """Train and measure a cell; if it was stopped before, continue it. Raises InterruptedRunError on a signal.
+
+    On one thread of a CPU the minutes of training are CPU minutes, so that other programs do not shorten it.
+    """
     folder = runs / cell.name
     with open_run(cell.config(), folder, resume=True, data_dir=data_dir, device=device, processes=processes) as run:
+        if device.type == "cpu" and torch.get_num_threads() == 1:
+            run.trainer.clock = time.process_time
         train(run)
         evaluate(run)
 
@@ -186,11 +193,16 @@ def metrics_of_fewer(
     return read_json(path)
 
 
-def cost_of(config: RunConfig, data_dir: str | None) -> int:
-    """Build a model with this config, and count the layers that one sample passes through. The model is not trained."""
+def layers_of(row: dict[str, Any], data_dir: str | None) -> int:
+    """Count the layers that a sample passes through on average, with an untrained model of a row's config.
+
+    The samples of the row's runs say how many supervision steps they took; in older runs all took ``depth`` steps.
+    """
+    config = RunConfig.from_dict(row["config"])
     solver = build(config, data_dir)
     x = solver.task.split("test").inputs
-    return count_layers(solver.model, None if x is None else x[:1], config.depth)
+    steps = mean(seed.get("mean_steps", config.depth) for seed in row["seeds"].values())
+    return round(count_layers(solver.model, None if x is None else x[:1], 1) * steps)
 
 
 def count_updates(folder: Path) -> int:
@@ -210,7 +222,9 @@ def collect(name: str, cells: list[Cell], runs: Path, data_dir: str | None) -> d
         row.setdefault("seeds", {})[str(cell.seed)] = cell_metrics(cell, runs, table.get("num_samples"), data_dir)
         if "config" not in row:
             row["config"] = {k: v for k, v in cell.config().to_dict().items() if k != "seed"}
-            row["layers_a_sample"] = cost_of(cell.config(), data_dir)
+    for column in columns.values():
+        for row in column.values():
+            row["layers_a_sample"] = layers_of(row, data_dir)
     preset = cells[0].preset
     return {
         "table": name,
@@ -236,7 +250,7 @@ def renew(results: dict[str, Any], data_dir: str | None) -> dict[str, Any]:
     for name, column in results["columns"].items():
         column["paper"] = paper.rows(results["table"], name)
         for row in column["rows"].values():
-            row["layers_a_sample"] = cost_of(RunConfig.from_dict(row["config"]), data_dir)
+            row["layers_a_sample"] = layers_of(row, data_dir)
     return results
 
 

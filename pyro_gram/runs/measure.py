@@ -118,6 +118,7 @@ def sample_metrics(solver: Solver, puzzles: PuzzleSet, samples: Rollout, split: 
     from pyro_gram.diagnostics.metrics import measure
 
     metrics = measure(solver.task, puzzles, samples.tokens, samples.score).to_dict()
+    metrics["mean_steps"] = samples.steps.double().mean().item()
     return metrics | _task_metrics(solver, puzzles, samples, split)
 
 

@@ -95,6 +95,7 @@ class Trainer:
         # Number of batches in the run: 0 if only the clock ends it, None until ``pace.fit_to_minutes`` has decided it.
         self.num_batches: int | None = None if config.batches and config.minutes else config.batches
         self.pace: Pace | None = None  # measured by ``pace.fit_to_minutes``
+        self.clock: Callable[[], float] | None = None  # what ``elapsed`` counts; None for time.perf_counter
         self.elapsed = 0.0  # seconds of training since the run began, including those before a resume
         self._clock_start = 0.0, 0.0  # elapsed seconds and time of the clock at the call of ``start_clock``
 
@@ -240,12 +241,12 @@ class Trainer:
 
     def start_clock(self) -> None:
         """Let the seconds from now on count as training."""
-        self._clock_start = self.elapsed, time.perf_counter()
+        self._clock_start = self.elapsed, (self.clock or time.perf_counter)()
 
     def sync_clock(self) -> float:
         """Set ``elapsed`` to the seconds of training by the main process's clock, and return them."""
         elapsed, start = self._clock_start
-        self.elapsed = self.processes.from_main(elapsed + time.perf_counter() - start)
+        self.elapsed = self.processes.from_main(elapsed + (self.clock or time.perf_counter)() - start)
         return self.elapsed
 
     @property

@@ -2,9 +2,11 @@
 
 import json
 import shlex
+import time
 from dataclasses import replace
 
 import pytest
+import torch
 from scipy.stats import binomtest
 
 from experiments import table
@@ -15,9 +17,12 @@ from pyro_gram.diagnostics import paper
 from pyro_gram.errors import ConfigError
 from pyro_gram.runs.state import differences
 from pyro_gram.system.cli import call
+from pyro_gram.system.distributed import SINGLE_PROCESS
 from pyro_gram.system.files import read_json
 from pyro_gram.system.machine import revision
 from pyro_gram.tasks.base import make_task
+from pyro_gram.training.loop import train_batches
+from tests.training.test_trainer import make_trainer
 
 TABLES = list(table.definitions()["tables"])
 MINUTES = "0.01"
@@ -315,3 +320,20 @@ def test_bad_arguments_end_in_one_line(options, message, tmp_path, capsys):
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, time.process_time), (2, None)])
+def test_minutes_are_cpu_minutes_on_one_thread(threads, expected, tmp_path, monkeypatch):
+    clocks = []
+    monkeypatch.setattr(table, "train", lambda run: clocks.append(run.trainer.clock))
+    monkeypatch.setattr(table, "evaluate", lambda run: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    cell = table.Cell("tiny", "coloring8", "gram", 0)
+    table.run_cell(cell, tmp_path, torch.device("cpu"), None, SINGLE_PROCESS)
+    assert clocks == [expected]
+
+
+def test_a_trainer_counts_the_seconds_of_its_clock():
+    trainer = make_trainer(batches=2)
+    trainer.clock = iter([10.0, 12.5, 14.0, 14.0]).__next__
+    assert [report.seconds for report in train_batches(trainer)] == [2.5, 4.0]
