@@ -187,9 +187,11 @@ def metrics_of_fewer(
             depth=solver.config.depth,
             seed=evaluate.seed,
             temper=solver.config.temper,
+            sweeps=evaluate.sweeps,
             max_trajectories=chunk_size(task.spec.positions),
         )
-        write_json(path, measure(task, puzzles, samples.tokens, samples.score).to_dict())
+        metrics = measure(task, puzzles, samples.tokens, samples.score).to_dict()
+        write_json(path, metrics | {"mean_steps": samples.steps.double().mean().item()})
     return read_json(path)
 
 

@@ -1,4 +1,4 @@
-"""The guide of a lattice: it decides the positions that the prior would decide, for the values of y."""
+"""The guide of a lattice: it decides the tokens that the prior would decide, for the values of y."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RevealGuideConfig:
 
 @GUIDES.register("reveal")
 class RevealGuide(EffectGuide):
-    """Reveal the values of y at the positions that are decided. The guide has no parameters."""
+    """Reveal the values of y at the tokens that are decided. The guide has no parameters."""
 
     Config = RevealGuideConfig
     traits = GuideTraits(guidance="decisions")

@@ -1,13 +1,13 @@
 r"""Lattice GRAM: recursive reasoning over the candidates of an answer.
 
-The high level is a lattice h in {0, 1}^{L x V}: which values each position of the answer may still take.
+The high level is a lattice h in {0, 1}^{L x V}: which values each token of the answer may still take.
 
 .. math::
 
     l_{t,k} &= f(l_{t,k-1} + \mathrm{embed}(h_{t-1}) + e_x), \quad k = 1..K   \\
     u_t &= \text{logits of } l_{t,K} \text{ over the open values of } h_{t-1}      \\
-    \epsilon_t &\sim p(\epsilon_t | u_t) \quad\text{(some positions, and a value for each)} \\
-    h_t &= h_{t-1} \text{ with these positions closed to their values}
+    \epsilon_t &\sim p(\epsilon_t | u_t) \quad\text{(some tokens, and a value for each)} \\
+    h_t &= h_{t-1} \text{ with these tokens closed to their values}
 
 The guide takes the values of y. So the KL of a transition is the sum of -log p of the values that it decides, and the
 bound on log p(y | x) is that of an any-order autoregressive model.
@@ -68,18 +68,18 @@ class Lattice(RelationalModule):
         guidance="decisions",
         is_complete_when_halted=True,
         default_parts={"prior": "decisions", "guide": "reveal"},
-        default_settings={  # a trajectory ends when its answer is complete: 64 steps are only a limit
+        default_settings={  # a trajectory ends when its answer is complete: 128 steps are only a limit
             "model": {"low_steps": 3},
             "optim": {"hidden_optimizer": "muon", "lr": 3e-3},
             "train": {
                 "act": True,
-                "supervision_steps": 64,
+                "supervision_steps": 128,
                 "on_policy_depth": 0,
                 "elbo": "mean_field",
                 "exact_targets": True,
             },
             "beta": {"start": 1.0, "target": 0.0, "silent_fraction": 0.0},
-            "evaluate": {"depth": 64},
+            "evaluate": {"depth": 128},
         },
     )
     l0: Tensor

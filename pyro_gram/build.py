@@ -78,6 +78,8 @@ def check_parts(config: RunConfig) -> None:
             f"model {names['model']!r} cannot be trained on trajectories of its prior, because their decisions may "
             "exclude every solution: set train.on_policy_depth to 0"
         )
+    if model_facts.guidance == "decisions" and config.train.elbo != "mean_field":
+        raise ConfigError(f"the KL of model {names['model']!r} needs --train.elbo mean_field, not {config.train.elbo}")
     if config.train.exact_targets and not (config.train.act and model_facts.guidance == "decisions"):
         raise ConfigError("train.exact_targets is for models with a lattice and needs train.act: set it to false")
     if config.evaluate.sweeps and not model_facts.is_complete_when_halted:
@@ -91,7 +93,8 @@ def _check_completion(config: RunConfig, task: Task) -> None:
     """Raise ConfigError if the trajectories of a lattice may end before all tokens are decided."""
     if not model_traits(MODELS.get(config.names["model"])).is_complete_when_halted:
         return
-    tokens, count = task.spec.output_length, asdict(config.prior).get("count", 1)
+    tokens = task.spec.output_length
+    count = config.prior.count_for(tokens) if hasattr(config.prior, "count_for") else 1
     steps = min(config.train.supervision_steps, config.depth)
     decided = steps * model_sizes(config.model).transitions * count
     if decided < tokens:

@@ -200,7 +200,8 @@ class Solver:
             temper, halt, draws, sweeps: as for :meth:`sample`.
         """
         temper, halt = self._temper(temper), self._halt(halt)
-        caveats = [text] if (text := temper.describe()) else []
+        floor = getattr(self.config.model, "floor", 0.0)
+        caveats = [text] if (text := temper.describe()) else [f"no tokens below p = {floor:g}"] if floor else []
         if draws == "smc":
             caveats.append("filtered by the value head")
         elif halt not in (None, 1):

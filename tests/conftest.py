@@ -51,7 +51,6 @@ SMALL_TASKS: dict[str, dict] = {
     "mnist": {"side": 14, "patch": 7, "train": 20, "validation": 4, "test": 10},
 }
 SMALL_MODELS: dict[str, dict] = {"arc": {"prefix": 1}}  # the puzzle embedding needs one prefix position
-SMALL_PRIORS: dict[str, dict] = {"mnist": {"count": 20}}  # a lattice decides many pixels at once
 SMALL_PARTS: dict[str, dict] = {
     "model": {"width": 16, "heads": 2, "hidden": 16, "layers": 1, "low_steps": 2, "transitions": 2},
     "prior": {"hidden": 16},
@@ -76,7 +75,6 @@ def small_config(**changes: Any) -> RunConfig:
         **SMALL_PARTS,
         "task": SMALL_TASKS.get(task, {}),
         "model": {**SMALL_PARTS["model"], **SMALL_MODELS.get(task, {})},
-        "prior": {**SMALL_PARTS["prior"], **SMALL_PRIORS.get(task, {})},
     }
     for part in ("model", "prior", "guide"):
         field_names = {f.name for f in fields(config_class(part, names[part]))}

@@ -68,6 +68,9 @@ def scheme_table(studies: list[Results]) -> str:
         for n in SCHEME_COUNTS:
             cells = []
             for kind in kinds:
+                if kind not in s["spreads"]:  # the prior does not allow the scheme
+                    cells.append("not possible")
+                    continue
                 p = s["spreads"][kind][str(n)]
                 count_note = f", N = {p['n']}" if p["n"] != n else ""
                 cells.append(f"{point_and_sd(p, 'coverage')}; {p['sample']:.3f}{count_note}")

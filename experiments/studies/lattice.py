@@ -22,7 +22,6 @@ from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, sol
 from pyro_gram.errors import UserError
 from pyro_gram.inference.contract import model_traits
 from pyro_gram.sampling.rollout import rollout
-from pyro_gram.sampling.tempering import TemperConfig
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import check_writable, write_json
@@ -47,7 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "f applied once less": {"low_steps": -1},
     "f applied once more": {"low_steps": 1},
     "f applied thrice more": {"low_steps": 3},
-    **{f"floor {floor:g}": {"floor": floor} for floor in (0.01, 0.02, 0.05, 0.1, 0.2)},
+    **{f"floor {floor:g}": {"floor": floor} for floor in (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)},
+    "no sweep": {"sweeps": 0},
     "one sweep": {"sweeps": 1},
     "two sweeps": {"sweeps": 2},
     "four sweeps": {"sweeps": 4},
@@ -81,8 +81,8 @@ def measure_variant(solver: Solver, puzzles: PuzzleSet, changes: dict[str, Any],
         num_samples=MAX_SAMPLES,
         depth=solver.config.depth,
         seed=solver.config.evaluate.seed,
-        sweeps=changes.get("sweeps", 0),
-        temper=TemperConfig(floor=changes.get("floor", 0.0)),
+        sweeps=changes.get("sweeps", solver.config.evaluate.sweeps),
+        temper=replace(solver.config.temper, floor=changes.get("floor", solver.config.temper.floor)),
     )
     ids = solution_ids(solver.task, puzzles, samples.tokens)
     transitions = samples.steps.double().mean().item() * model.config.transitions

@@ -46,14 +46,15 @@ def measure_input(solver: Solver, x: Tensor, solutions: Tensor) -> dict[str, flo
         raise
     except UserError:  # too many states
         return None
-    shares = sums.log_p.softmax(0)
+    log_perfect = -(math.log(len(solutions)) + solver.task.log_namings(x, answers))
+    perfect, shares = log_perfect.exp(), sums.log_p.softmax(0)
     return {
         "right": sums.log_p.logsumexp(0).exp().item(),
-        "log_p": sums.log_p.mean().item(),
-        "elbo": sums.elbo.mean().item(),
-        "gap": (sums.log_p - sums.elbo).mean().item(),
-        "perfect": -math.log(len(answers)),
-        "total_variation": (shares - 1 / len(answers)).abs().sum().item() / 2,
+        "log_p": (perfect * sums.log_p).sum().item(),
+        "elbo": (perfect * sums.elbo).sum().item(),
+        "gap": (perfect * (sums.log_p - sums.elbo)).sum().item(),
+        "perfect": (perfect * log_perfect).sum().item(),
+        "total_variation": (shares - perfect).abs().sum().item() / 2,
         "steps": (shares * sums.steps).sum().item(),
     }
 

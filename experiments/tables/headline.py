@@ -87,7 +87,8 @@ def seeds_table() -> str:
 
 def _prior(metrics: dict[str, Any]) -> str:
     """Return a description of the tempering of the prior."""
-    return TemperConfig(metrics["temper_scale"], metrics["temper_transitions"]).describe() or "untempered"
+    settings = metrics["temper_scale"], metrics["temper_transitions"], metrics.get("temper_floor", 0.0)
+    return TemperConfig(*settings).describe() or "untempered"
 
 
 def main_job_table() -> str:

@@ -107,7 +107,7 @@ def _decide(
     with _RecordDecisions() as recorder:
         run_steps(model, x.expand(len(y), *x.shape[1:]), LatentState(h, start.l.expand(len(y), -1, -1)), None, 1)
     decisions = recorder.decisions
-    if not isinstance(decisions, Decisions) or decisions.settings[-1] != 1:
+    if not isinstance(decisions, Decisions) or decisions.count != 1:
         raise ConfigError("a sum over orders needs decisions of one token at a time: set prior.count to 1")
     log_p = decisions.logits.gather(-1, y[..., None]).squeeze(-1)
     weights = decisions.log_weights.exp() * decisions.is_choice

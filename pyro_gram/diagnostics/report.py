@@ -47,7 +47,7 @@ ROWS = (
 )
 LISTED = {key for key, _ in ROWS} | {
     "elbo_full", "elbo_inputs", "log_likelihood_samples", "log_likelihood_inputs", "num_inputs", "num_samples", "depth",
-    "temper_scale", "temper_transitions",
+    "temper_scale", "temper_transitions", "temper_floor", "mean_steps",
 }  # fmt: skip
 
 

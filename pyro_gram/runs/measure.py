@@ -194,8 +194,13 @@ def posterior_accuracy(solver: Solver, x: Tensor | None, measured_bounds: Bounds
 
 
 def has_likelihood(solver: Solver) -> bool:
-    """Can log p(y | x) be estimated? Not for images, because no sample equals a given one; nor for diffusion models."""
-    return solver.task.is_checkable and model_traits(solver.model).has_exact_likelihood
+    """Can log p(y | x) be estimated by log p(y | h_T) of trajectories of the prior?
+
+    Not for images, because no sample equals a given one; nor for diffusion models; nor for lattices, whose answers are
+    complete before y.
+    """
+    traits = model_traits(solver.model)
+    return solver.task.is_checkable and traits.has_exact_likelihood and traits.guidance != "decisions"
 
 
 def validation_history(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from pyro_gram.sampling.result import Rollout
 from pyro_gram.sampling.steps import Decode, run_steps
 
 LOG_DECIDED = "log_decided"
-REOPENED_SHARE = 0.5  # share of the positions of a complete answer that a sweep opens again
+REOPENED_SHARE = 0.5  # share of the tokens of a complete answer that a sweep opens again
 
 
 def run_until_halted(
@@ -55,6 +55,8 @@ def run_until_halted(
         is_complete = new_values[HALTED]
         values = {name: _where(is_complete, new_values[name], value) for name, value in values.items()}
         steps = steps + new_steps
+    if sweeps:  # they differ in how many tokens they drew again
+        values["score"] = torch.zeros_like(values["score"])
     results = {name: value.unflatten(0, (num_samples, b)) for name, value in values.items()}
     steps = steps.view(num_samples, b)
     work = steps.sum(0) + (num_proposals - num_samples) * step
@@ -126,7 +128,7 @@ def _find_halted(model: Any, values: dict[str, Tensor], depth: int, halt: float 
 
 
 def _reopen(model: Callable[..., Any], x: Tensor | None, tokens: Tensor) -> LatentState:
-    """Return states in which a random half of the positions is open as in z_0, and the others have their ``tokens``."""
+    """Return states in which a random half of the tokens is open as in z_0, and the others have their ``tokens``."""
     with data_plates(tokens.shape[:-1]) if x is None else nullcontext():
         start = run_steps(model, x, None, None, 0).state
     is_open = torch.rand(tokens.shape, device=tokens.device) < REOPENED_SHARE

@@ -22,7 +22,7 @@ class Rollout:
     Attributes:
         tokens: the most probable answer at the end of each trajectory, int64 ``[N, B, L_out]``.
         score: log p(tokens | h_T), nats, ``[N, B]``; for diffusion models and lattices, log p of the values in the
-            order in which they were drawn (after sweeps: of the last sweep).
+            order in which they were drawn (0 after sweeps).
         steps: supervision steps of each trajectory, int64 ``[N, B]``.
         work: supervision steps of all trajectories of each input, dropped trajectories included, int64 ``[B]``.
         value: the value head's probability that the answer is right, ``[N, B]``; None without heads.

@@ -40,7 +40,7 @@ class RolloutConfig:
     Attributes:
         depth: the largest number of supervision steps.
         history: keep the answer after each supervision step.
-        temper: the scale of the prior in the first transitions.
+        temper: how the prior differs from the trained one.
         halt: a trajectory ends when the halt head's probability of a right answer reaches this value; None: never.
         draws: how the trajectories of an input are drawn together.
         sweeps: how often half of a complete answer is drawn again.
@@ -83,7 +83,7 @@ def rollout(
         seed: chunk c draws under ``seed + c``; chunk 0 draws as ``Predictive`` does under ``seed``. Answers depend on
             the seed, on all of x, the settings and ``max_trajectories``. The caller's random state is restored.
         history: keep the answer after each supervision step.
-        temper: the scale of the prior in the first transitions.
+        temper: how the prior differs from the trained one.
         halt: a trajectory ends after the first supervision step at which the halt head's probability of a right
             answer reaches this value (A.1: 0.5). None or 1: it runs to ``depth``, or until its answer is complete.
         draws: how the trajectories of an input are drawn together (``sampling.draws``).

@@ -93,7 +93,7 @@ def smc(
         depth: supervision steps.
         seed: seed of the draws and of the resampling. The caller's random state is restored.
         config: settings of the filter.
-        temper: the scale of the prior in the first transitions; weights are relative to the tempered prior.
+        temper: how the prior differs from the trained one; weights are relative to the tempered prior.
         max_trajectories: the largest number of trajectories that run at once. All those of one input run together.
 
     Raises:

@@ -39,10 +39,11 @@ class TemperConfig:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if type(self.transitions) is not int or type(self.scale) not in (int, float):
+        is_number = [type(value) in (int, float) for value in (self.scale, self.floor)]
+        if type(self.transitions) is not int or not all(is_number):
             raise ConfigError(
-                f"temper takes a scale (a number) and transitions (a whole number), not {self.scale!r}, "
-                f"{self.transitions!r}"
+                "temper takes a scale (a number), transitions (a whole number) and a floor (a number), not "
+                f"{self.scale!r}, {self.transitions!r}, {self.floor!r}"
             )
         check_range(self, scale=(0.01, 100), transitions=AT_LEAST_0, floor=(0.0, 0.5))
         if (self.scale == 1) != (self.transitions == 0):
@@ -82,20 +83,25 @@ class Temper(Messenger):
         super().__init__()
         self.config = config
         self.num_transitions = 0
+        self.has_decisions = False
 
     def __call__(self, fn: Any) -> Any:
         raise TypeError(
             "a Temper serves one batch of trajectories and cannot wrap a model: use 'with Temper(config): model(...)'"
         )
 
+    def __exit__(self, exc_type: Any, *error: Any) -> Any:
+        if self.config.floor and not self.has_decisions and exc_type is None:
+            raise ConfigError("only a lattice has values that a floor can exclude: set temper.floor to 0")
+        return super().__exit__(exc_type, *error)
+
     def _pyro_sample(self, msg: Any) -> None:
         if transition_index(msg["name"]) is None:
             return
         if self.num_transitions < self.config.transitions:
             msg["fn"] = widen(msg["fn"], self.config.scale)
-        if self.config.floor:
-            if not isinstance(msg["fn"], Decisions):
-                raise ConfigError("only a lattice has values that a floor can exclude: set temper.floor to 0")
+        if self.config.floor and isinstance(msg["fn"], Decisions):
+            self.has_decisions = True
             msg["fn"] = msg["fn"].with_floor(self.config.floor)
         self.num_transitions += 1
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_gram.checks import MAX_SEED
 from pyro_gram.errors import ConfigError
@@ -39,6 +40,7 @@ class Candidates:
         namings: the permutations of exchangeable values, int64 ``[P, classes]``; None if there are none.
         is_naming: bool ``[P, B]``, the permutations that an input allows (``Task.namings``); None without namings.
         is_token: bool ``[B, L_out]``, False at padding; None without namings.
+        log_namings: log of the number of names of each solution (``Task.log_namings``), ``[K, B]``; None if not needed.
     """
 
     x: Tensor
@@ -47,8 +49,9 @@ class Candidates:
     namings: Tensor | None = None
     is_naming: Tensor | None = None
     is_token: Tensor | None = None
+    log_namings: Tensor | None = None
 
-    def where(self, is_new: Tensor, old: Candidates) -> Candidates:
+    def merge(self, is_new: Tensor, old: Candidates) -> Candidates:
         """Return these candidates in the rows ``is_new``, bool ``[B]``, and ``old`` ones in the others."""
         size = max(len(self.mask), len(old.mask))
         new, old = self._pad(size), old._pad(size)
@@ -58,18 +61,24 @@ class Candidates:
         tokens = new.is_token
         if new.is_token is not None and old.is_token is not None:
             tokens = torch.where(is_new[:, None], new.is_token, old.is_token)
+        log_namings = new.log_namings
+        if new.log_namings is not None and old.log_namings is not None:
+            log_namings = torch.where(is_new, new.log_namings, old.log_namings)[:k]
         x = torch.where(is_new.view(-1, *[1] * (self.x.ndim - 1)), new.x, old.x)
-        return Candidates(x, solutions[:k], mask[:k], is_token=tokens)
+        return Candidates(x, solutions[:k], mask[:k], is_token=tokens, log_namings=log_namings)
 
     def _pad(self, size: int) -> Candidates:
-        missing = size - len(self.mask)
-        solutions = torch.nn.functional.pad(self.solutions, (0, 0, 0, 0, 0, missing))
-        return replace(self, solutions=solutions, mask=torch.nn.functional.pad(self.mask, (0, 0, 0, missing)))
+        rows = (0, 0, 0, size - len(self.mask))
+        log_namings = None if self.log_namings is None else pad(self.log_namings, rows)
+        solutions = pad(self.solutions, (0, 0, *rows))
+        return replace(self, solutions=solutions, mask=pad(self.mask, rows), log_namings=log_namings)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors by name, with the batch first and room for ``MAX_SOLUTIONS``."""
-        padded = self._pad(MAX_SOLUTIONS)
+    def state_dict(self, size: int = 0) -> dict[str, Tensor]:
+        """Return the tensors by name, with the batch first and room for at least ``size`` solutions."""
+        padded = self._pad(max(size, len(self.mask)))
         tensors = {"solutions": padded.solutions.movedim(0, 1), "solution_mask": padded.mask.movedim(0, 1)}
+        if padded.log_namings is not None:
+            tensors["log_namings"] = padded.log_namings.movedim(0, 1)
         return tensors if self.is_token is None else tensors | {"is_token": self.is_token}
 
     @classmethod
@@ -79,7 +88,9 @@ class Candidates:
             return None
         mask = tensors["solution_mask"].movedim(0, 1)
         k = int(mask.sum(0).max())
-        return cls(x, tensors["solutions"].movedim(0, 1)[:k], mask[:k], is_token=tensors.get("is_token"))
+        log_namings = tensors["log_namings"].movedim(0, 1)[:k] if "log_namings" in tensors else None
+        solutions = tensors["solutions"].movedim(0, 1)[:k]
+        return cls(x, solutions, mask[:k], is_token=tensors.get("is_token"), log_namings=log_namings)
 
 
 class TargetStream:
@@ -128,8 +139,11 @@ class TargetStream:
         x, answers, mask = self._answers(number, MAX_SOLUTIONS)
         if x is None:
             raise ConfigError("all solutions of an input need a task with inputs: set train.exact_targets to false")
-        is_token = None if self.task.namings(x[:1]) is None else self.task.spec.token_mask(x)
-        return answers[0], Candidates(x, answers[1:] if len(answers) > 1 else answers, mask, is_token=is_token)
+        solutions = answers[1:] if len(answers) > 1 else answers
+        if self.task.namings(x[:1]) is None:
+            return answers[0], Candidates(x, solutions, mask)
+        names = {"is_token": self.task.spec.token_mask(x), "log_namings": self.task.log_namings(x, solutions).float()}
+        return answers[0], Candidates(x, solutions, mask, **names)
 
     def _answers(self, number: int, max_solutions: int) -> tuple[Tensor | None, Tensor, Tensor]:
         """Return x, the answers ``[1 + K, B, L_out]`` (y, then up to ``max_solutions`` solutions), and their mask."""

@@ -23,7 +23,9 @@ from pyro_gram.system.distributed import ProcessGroup
 from pyro_gram.tasks.batches import Candidates
 
 EXPLORATION = 0.1
-RESTARTED_SHARE, RESTART_BATCHES = 1 / 8, 64  # of trajectories that end when their answer is complete
+# Trajectories that end when their answers are complete stay in step, as most take equally many. So an eighth of them
+# start anew at each of the first batches, until they are spread over all stages.
+RESTARTED_SHARE, RESTART_BATCHES = 1 / 8, 64
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,13 @@ class Carry:
         assert self.state is not None
         x = None if x is None or self.x is None else _where(self.finished, x, self.x)
         y = _where(self.finished, y, self.y)
-        with torch.no_grad(), data_plates(self.finished.shape) if x is None else nullcontext():
-            start = run_steps(model, x, None, None, 0).state
-        pairs = zip(start, self.state, strict=True)
-        state = LatentState(*(_where(self.finished, new_values, old_values) for new_values, old_values in pairs))
+        state, index = self.state, self.finished.nonzero().flatten()
+        if len(index):
+            with torch.no_grad(), data_plates(index.shape) if x is None else nullcontext():
+                start = run_steps(model, None if x is None else x[index], None, None, 0).state
+            state = LatentState(*(old.index_copy(0, index, new) for new, old in zip(start, state, strict=True)))
         if candidates is not None and self.candidates is not None:
-            candidates = candidates.where(self.finished, self.candidates)
+            candidates = candidates.merge(self.finished, self.candidates)
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state, candidates)
 
     def advance(
@@ -87,11 +90,11 @@ class Carry:
             finished = finished | (torch.rand(steps.shape, device=steps.device) < restart)
         return replace(self, steps=steps, finished=finished, state=terms.state)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors of the carry by name."""
+    def state_dict(self, max_solutions: int = 0) -> dict[str, Tensor]:
+        """Return the tensors of the carry by name, with room for at least ``max_solutions`` solutions of an input."""
         tensors = {"y": self.y, "steps": self.steps, "finished": self.finished}
         tensors |= {} if self.x is None else {"x": self.x}
-        tensors |= {} if self.candidates is None else self.candidates.state_dict()
+        tensors |= {} if self.candidates is None else self.candidates.state_dict(max_solutions)
         return tensors if self.state is None else tensors | {"h": self.state.h, "l": self.state.l}
 
     @classmethod
@@ -114,10 +117,12 @@ class Carry:
 
     def all_gather(self, processes: ProcessGroup) -> Carry:
         """Join the shares of all processes into one carry."""
-        return self._map(processes.all_gather)
+        own_size = 0 if self.candidates is None else len(self.candidates.mask)
+        return self._map(processes.all_gather, int(processes.all_reduce_max(own_size)))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Carry:
-        return Carry.from_state_dict({name: change(tensor) for name, tensor in self.state_dict().items()})
+    def _map(self, change: Callable[[Tensor], Tensor], max_solutions: int = 0) -> Carry:
+        tensors = self.state_dict(max_solutions)
+        return Carry.from_state_dict({name: change(tensor) for name, tensor in tensors.items()})
 
 
 def _where(finished: Tensor, new_values: Tensor, old_values: Tensor) -> Tensor:

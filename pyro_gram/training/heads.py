@@ -21,8 +21,8 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.contract import model_sizes
-from pyro_gram.inference.sites import ANSWER, HALT, HEADS_ATTRIBUTE, VALUE, why_no_heads
+from pyro_gram.inference.contract import model_sizes, model_traits
+from pyro_gram.inference.sites import ANSWER, HALT, HALTED, HEADS_ATTRIBUTE, VALUE, why_no_heads
 from pyro_gram.networks.core import LatentState
 from pyro_gram.networks.heads import HaltValueHead
 from pyro_gram.networks.relations import check_mixer, reads_relations
@@ -152,23 +152,32 @@ def sample_states(
     """Sample states of one trajectory of the prior on each input. The caller's random state is restored.
 
     All states of early steps are returned, and a random share of the states of each later step. The share does not
-    depend on the answers, so the heads learn calibrated probabilities for each step.
+    depend on the answers, so the heads learn calibrated probabilities for each step. A trajectory whose answer is
+    complete gives no further states.
 
     Args:
         model: the program whose prior is sampled.
         x: int64 ``[B, *event]``.
         check: says which answers are right.
-        depth: number of supervision steps; a larger number than ``MAX_DEPTH`` counts as ``MAX_DEPTH``.
+        depth: number of supervision steps; a larger number than ``MAX_DEPTH`` counts as ``MAX_DEPTH``, unless the
+            trajectories end when their answers are complete.
         seed: seed of the draws.
         temper: tempering of the trajectories.
     """
+    is_complete_when_halted, ends = model_traits(model).is_complete_when_halted, []
     with isolated_rng(model, x):
         torch.manual_seed(seed)
         with Temper(temper):
-            ends = list(rollout_steps(model, x, depth=min(depth, MAX_DEPTH)))
+            for end in rollout_steps(model, x, depth=depth if is_complete_when_halted else min(depth, MAX_DEPTH)):
+                ends.append(end)
+                if is_complete_when_halted and end.values[HALTED].all():
+                    break
         x_cpu = x.cpu()  # tasks check answers on the CPU
         is_right = [check(x_cpu, end.values[ANSWER].cpu()).to(x.device) for end in ends]
         masks = [torch.rand(len(x), device=x.device) < EARLY_STEPS / (step + 1) for step in range(len(ends))]
+        if is_complete_when_halted:
+            for step, end in enumerate(ends[:-1], start=1):
+                masks[step] &= ~end.values[HALTED]
 
     def select(steps: list[Tensor]) -> Tensor:
         return torch.cat([values[mask] for values, mask in zip(steps, masks, strict=True)])

@@ -128,6 +128,7 @@ def measure_pace(trainer: Trainer, monitor: Callable[[], object] | None = None) 
             trainer.seed,
             trainer.processes,
         )
+        trial.clock = trainer.clock
         trial.model.train()
         trial.guide.train()
         prepare_core(trial)
@@ -137,7 +138,7 @@ def measure_pace(trainer: Trainer, monitor: Callable[[], object] | None = None) 
         except DivergedError:
             return None
         # Only the second call counts, because the first also loads what the monitor needs.
-        monitor_seconds = [_time_call(monitor) for _ in range(2)][-1] if monitor else 0.0
+        monitor_seconds = [_time_call(monitor, trainer.clock) for _ in range(2)][-1] if monitor else 0.0
     return Pace(batch, max(0.0, on_policy_batch - batch), monitor_seconds)
 
 
@@ -153,11 +154,12 @@ def _time_batches(trial: Trainer, config: TrainConfig) -> float:
             trial.train_batch(*trial.batches(trial.number))
 
     is_varied = getattr(trial.batches, "sizes", None) is not None or (config.act and config.on_policy_depth > 0)
-    seconds = [_time_call(train) for _ in range(1 + (VARIED_REPEATS if is_varied else REPEATS))][1:]
+    seconds = [_time_call(train, trial.clock) for _ in range(1 + (VARIED_REPEATS if is_varied else REPEATS))][1:]
     return mean(seconds) if is_varied else median(seconds)
 
 
-def _time_call(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _time_call(function: Callable[[], object], clock: Callable[[], float] | None) -> float:
+    clock = clock or time.perf_counter
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start

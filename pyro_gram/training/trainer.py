@@ -30,13 +30,14 @@ from pyro_gram.training.act import RESTART_BATCHES, RESTARTED_SHARE, Carry
 from pyro_gram.training.beta_schedule import BetaConfig, BetaController
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError, DivergenceCheck, UpdateRecord
-from pyro_gram.training.marginals import KnownSolutions
+from pyro_gram.training.exact_targets import ExactTargets
 from pyro_gram.training.on_policy import draw_targets, prior_end
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 from pyro_gram.training.precision import check_precision
 from pyro_gram.training.report import BatchReport, Pace
 
-# Maps the number of a batch to (x, y). On-policy training also needs the method ``candidates`` of ``TargetStream``.
+# Maps the number of a batch to (x, y). On-policy training also needs the method ``candidates`` of ``TargetStream``, and
+# exact targets need ``with_solutions``.
 Batches = Callable[[int], tuple[Tensor | None, Tensor]]
 
 
@@ -80,6 +81,7 @@ class Trainer:
             if self.candidates is None:
                 raise ConfigError("train.on_policy_depth needs batches with every solution, as of a TargetStream")
             self.candidates(0)  # an error should come now, not in the middle of the run
+        self.with_solutions: Callable[[int], Any] | None = getattr(batches, "with_solutions", None)
         self.prior_guide = PriorGuide(model)
         self.elbo = make_elbo(config.elbo, config.balance, config.particles)
         self.optimizer = TorchOptim({"model": model, "guide": guide}, optim, processes)
@@ -156,7 +158,8 @@ class Trainer:
 
     def shard_candidates(self, batch: Candidates) -> Candidates:
         """Return this process's share of a batch with its solutions, on the device."""
-        shards = {name: self.shard(getattr(batch, name), 1) for name in ("solutions", "mask", "is_naming")}
+        names = "solutions", "mask", "is_naming", "log_namings"
+        shards = {name: self.shard(getattr(batch, name), 1) for name in names}
         namings = None if batch.namings is None else batch.namings.to(self.device)
         return replace(batch, x=self.shard(batch.x), namings=namings, is_token=self.shard(batch.is_token), **shards)
 
@@ -168,12 +171,13 @@ class Trainer:
         """
         candidates = None
         if self.config.exact_targets and x is not None:
-            stream: Any = self.batches
-            candidates = self.shard_candidates(stream.with_solutions(self.number)[1])
+            if self.with_solutions is None:
+                raise ConfigError("train.exact_targets needs batches with every solution, as of a TargetStream")
+            candidates = self.shard_candidates(self.with_solutions(self.number)[1])
         pairs = x, y, candidates
         carry = self.carry.replace_finished(self.model, *pairs) if self.carry else Carry.start(*pairs)
         self.optimizer.progress = self.progress
-        with nullcontext() if carry.candidates is None else KnownSolutions(carry.candidates):
+        with nullcontext() if carry.candidates is None else ExactTargets(carry.candidates):
             _, mean = self.update(self.guide, carry.x, carry.y, carry.state, step=0)
         assert self.elbo.terms is not None
         settings = {}

@@ -19,11 +19,11 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     paths = []
     for seed in (0, 1):
-        parts = {"task": QUEENS, "prior": {"certainty": 0.6}, "model": {"transitions": 1}}
+        parts = {"task": QUEENS, "prior": {"certainty": 0.6}, "model": {"transitions": 1}, "temper": {"floor": 0.2}}
         config = replace(small_config(model_name="lattice", task_name="nqueens", **parts), seed=seed)
         paths.append(folder / f"{seed}.safetensors")
         solver = build(config)
-        perturb_(solver.model, 0.15)  # so that some values are nearly certain
+        perturb_(solver.model, 0.22)  # so that some values are nearly certain
         save_model(paths[-1], solver)
     out = folder / "lattice.json"
     assert call(lattice.main, [*map(str, paths), "--inputs", "2", "--out", str(out)]) == 0
@@ -36,6 +36,7 @@ def test_every_variant_does_the_work_of_twenty_samples_and_has_its_own_effect(st
     for variants in (run["variants"] for run in runs):
         own = variants["own settings"]
         assert own["samples"] == 20
+        assert variants["floor 0.2"] == variants["no sweep"] == own != variants["floor 0"]
         for name, row in variants.items():
             assert row["samples"] == lattice.MAX_SAMPLES or row["samples"] == pytest.approx(
                 20 * own["work"] / row["work"], abs=0.5

@@ -83,25 +83,34 @@ from pyro_gram.training.trainer import Trainer
 from tests.conftest import small_config
 
 processes, _ = start(torch.device("cpu"))
-config = small_config(train={"on_policy_depth": 4, "on_policy_after": 0.5})
+config = small_config(CHANGES)
 solver = build(config)
-stream = TargetStream(solver.task, solver.task.split("train"), config.train.batch, config.seed)
+batch, is_grouped = config.train.batch, not config.train.act
+stream = TargetStream(solver.task, solver.task.split("train"), batch, config.seed, group=is_grouped)
 trainer = Trainer(
     solver.model, solver.guide, stream, config.train, config.optim, config.beta, config.seed, processes
 )
 losses = torch.tensor([report.loss for report in train_batches(trainer)])
 torch.manual_seed(0)
 trainer._seed_draws()
-tensors = dict(trainer.state_dict()["weights"])
+state = trainer.state_dict()
+tensors = {**state["weights"], **{name: tensor.contiguous() for name, tensor in state["carry"].items()}}
 save_file({**tensors, "losses": losses, "draws": torch.rand(8)}, f"{processes.rank}.safetensors")
 leave(0)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_have_equal_weights_and_different_draws(tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        'train={"on_policy_depth": 4, "on_policy_after": 0.5}',
+        'model_name="lattice", task_name="nqueens"',  # the processes share trajectories and their solutions
+    ],
+)
+def test_two_processes_have_equal_weights_and_different_draws(changes, tmp_path):
     script = tmp_path / "train.py"
-    script.write_text(TRAIN)
+    script.write_text(TRAIN.replace("CHANGES", changes))
     code, _, err = wait_for(launch(script, folder=tmp_path))
     assert code == 0, err
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))

@@ -257,6 +257,20 @@ def test_parts_of_another_kind_of_guidance_are_refused(names, advice):
         build(small_config(**names))
 
 
+@pytest.mark.parametrize("order", [0.0, 0.05, 100.0])
+def test_as_many_tokens_are_decided_as_count_says(order):
+    torch.manual_seed(0)
+    logits = torch.randn(3, 30, 4)
+    logits[0, 2:, 1:] = CLOSED  # two tokens are open
+    p = Decisions(logits, 1.0, order, 4)
+    expected = torch.tensor([2.0, 4.0, 4.0])
+    torch.testing.assert_close(p.decision_probability.sum(-1), expected, atol=1e-3, rtol=0)
+    assert (p.decision_probability <= 1).all()
+    torch.testing.assert_close(p.sample((4000,)).sum((-1, -2)).mean(0), expected, atol=0.1, rtol=0)
+    assert p.mode.sum((-1, -2)).tolist() == [2, 4, 4]
+    assert p.log_prob(p.mode).isfinite().all()
+
+
 def test_values_below_the_floor_are_not_drawn_and_the_order_stays():
     torch.manual_seed(0)
     logits = torch.randn(4, 3, 5)
@@ -269,6 +283,7 @@ def test_values_below_the_floor_are_not_drawn_and_the_order_stays():
     expected = p.logits.exp().masked_fill(is_low, 0.0)
     torch.testing.assert_close(high.logits.exp(), expected / expected.sum(-1, keepdim=True))
     assert high.log_prob(p.mode).isfinite().all()
+    torch.testing.assert_close(high.expand((7, 4)).logits, high.logits.expand(7, 4, 3, 5))
     solver = small(**QUEENS, prior={"certainty": 1.0})
     x, _ = board_of(solver)
     caveats = solver.frequency_caveats(temper=TemperConfig(floor=0.3))

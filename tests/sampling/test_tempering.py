@@ -81,8 +81,9 @@ def test_other_sites_keep_their_scale():
         ({"transitions": -1}, "transitions"),
         ({"scale": 2.0}, "temper.transitions = 0 changes nothing: give a scale other than 1"),
         ({"transitions": 2}, "changes nothing"),
-        ({"scale": "a", "transitions": 2}, r"takes a scale \(a number\) and transitions \(a whole number\)"),
-        ({"scale": 2.0, "transitions": 1.5}, r"takes a scale \(a number\) and transitions \(a whole number\)"),
+        ({"scale": "a", "transitions": 2}, r"takes a scale \(a number\), transitions \(a whole number\)"),
+        ({"scale": 2.0, "transitions": 1.5}, r"takes a scale \(a number\), transitions \(a whole number\)"),
+        ({"floor": None}, r"and a floor \(a number\), not 1.0, 0, None"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
@@ -154,6 +155,7 @@ def test_a_temper_describes_itself():
 
 
 def test_a_floor_is_for_lattices():
-    solver = build_case().solver
-    with pytest.raises(ConfigError, match="only a lattice has values that a floor can exclude: set temper.floor to 0"):
-        solver.sample("Cr", temper=TemperConfig(floor=0.02))
+    for model in ("gram", "autoregressive", "mdlm"):
+        solver = build_case(model_name=model).solver
+        with pytest.raises(ConfigError, match="only a lattice has values that a floor can exclude: set temper.floor"):
+            solver.sample("Cr", temper=TemperConfig(floor=0.02))

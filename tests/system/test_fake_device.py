@@ -13,6 +13,7 @@ from pyro_gram.training.trainer import Trainer
 from tests.conftest import build_small, covering_program_names
 from tests.experiments.small_run import SMALL, cli
 from tests.fake_device import FakeDeviceTensor, fake_device
+from tests.training.test_trainer import make_trainer
 
 SIZES = [
     "--model.low_steps",
@@ -52,6 +53,17 @@ def test_every_part_trains_and_samples_on_the_device_of_its_model(names):
         for report, cpu_report in zip(reports, cpu_reports, strict=True):
             assert report == pytest.approx(cpu_report, rel=1e-3, abs=1e-4)
         assert (samples.tokens.cpu() == cpu_samples.tokens).double().mean() > 0.9
+
+
+def test_exact_targets_are_computed_on_the_device():
+    with fake_device() as device:
+        solver = build_small(model_name="lattice", task_name="nqueens")
+        solver.model.to(device), solver.guide.to(device)
+        trainer = make_trainer(solver)
+        for number in range(4):
+            trainer.train_batch(*trainer.batches(number))
+        assert isinstance(trainer.carry.candidates.solutions, FakeDeviceTensor)
+        assert isinstance(trainer.carry.state.h, FakeDeviceTensor)
 
 
 def test_the_fake_device_refuses_the_same_operations_as_a_real_one():

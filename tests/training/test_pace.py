@@ -260,7 +260,7 @@ def test_the_pace_is_measured_on_a_copy_that_is_not_trained(monkeypatch):
 
 def test_the_first_of_the_timed_batches_does_not_count(monkeypatch):
     seconds = iter([1000.0, 1.0, 2.0, 3.0])
-    monkeypatch.setattr(pace, "_time_call", lambda function: next(seconds))
+    monkeypatch.setattr(pace, "_time_call", lambda function, clock: next(seconds))
     trainer = trainer_of(config_of())
     assert pace._time_batches(trainer, trainer.config) == 2
     assert next(seconds, None) is None

@@ -5,9 +5,12 @@ import torch
 from torch.nn.functional import one_hot
 
 from pyro_gram.build import build, build_task
+from pyro_gram.config import with_settings
+from pyro_gram.errors import ConfigError
+from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.tasks.batches import Candidates, TargetStream
-from pyro_gram.training.marginals import consistent_marginals
-from tests.conftest import small_config
+from pyro_gram.training.exact_targets import ExactTargets, shares_of_values
+from tests.conftest import perturb_, small_config
 from tests.training.test_trainer import make_trainer
 
 GRAPHS = {"layout": "graph", "min_vertices": 4, "vertices": 6, "train": 60, "validation": 4, "test": 6}
@@ -33,7 +36,7 @@ def test_shares_are_those_among_all_solutions_that_agree(names):
     stream = TargetStream(task, task.split("train"), 8, seed=0)
     num_open = 0
     for number in range(6):
-        batch = stream.candidates(number)
+        _, batch = stream.with_solutions(number)
         h = lattice_of(task, batch.x)
         answers = [
             task.with_all_names(x, batch.solutions[batch.mask[:, b], b]) for b, x in enumerate(batch.x)
@@ -42,12 +45,15 @@ def test_shares_are_those_among_all_solutions_that_agree(names):
             y = own[torch.randint(len(own), (), generator=generator)]
             is_decided = torch.rand(len(y), generator=generator) < number / 6
             h[b, is_decided] = one_hot(y, h.shape[-1])[is_decided].float()
-        shares = consistent_marginals(h, batch)
+        shares = shares_of_values(h, batch)
         for b, own in enumerate(answers):
             values = one_hot(own, h.shape[-1]).float()
             agree = (values * h[b]).sum(-1).gt(0.5).all(-1)
             assert agree.any()
-            torch.testing.assert_close(shares[b], values[agree].mean(0), atol=1e-5, rtol=0)
+            x = batch.x[b : b + 1].expand(len(own), *batch.x.shape[1:])
+            weights = agree * (-task.log_namings(x, own)).exp().float()  # all solutions are equally probable
+            expected = torch.einsum("m,mlv->lv", weights / weights.sum(), values)
+            torch.testing.assert_close(shares[b], expected, atol=1e-5, rtol=0)
             num_open += int((shares[b].amax(-1) < 0.99).sum())
     assert num_open > 20
 
@@ -58,7 +64,7 @@ def test_a_lattice_that_agrees_with_no_solution_has_no_shares():
     h = torch.zeros(4, batch.x.shape[-1], 3)
     h[..., 0] = 1  # one colour for all vertices
     is_joined = (batch.x == 1).any(-1)
-    shares = consistent_marginals(h, batch)
+    shares = shares_of_values(h, batch)
     assert is_joined.any()
     assert (shares[is_joined] == 0).all()
 
@@ -104,3 +110,41 @@ def test_every_trajectory_of_a_batch_keeps_all_solutions_of_its_own_input(names)
         assert torch.equal(loaded.solutions, carry.candidates.solutions)
         assert torch.equal(loaded.mask, carry.candidates.mask)
     assert num_replaced > 8
+
+
+@pytest.mark.parametrize("names", CASES[::2], ids=["graphs", "queens"])
+def test_the_loss_is_the_mean_of_the_losses_of_all_solutions(names):
+    heads = {"model": {"mixer": "relations", "width": 12, "heads": 3}} if "task_name" not in names else {}
+    config = small_config(model_name="lattice", **names, **heads, prior={"certainty": 1.0})
+    solver = build(with_settings(config, {"model": {"transitions": 1}}))
+    perturb_(solver.model, 0.1)
+    task = solver.task
+    stream = TargetStream(task, task.split("train"), 8, seed=0, group=False)
+    elbo = MeanFieldELBO()
+
+    def loss(x, y):
+        torch.manual_seed(3)  # the same token is decided for every y
+        with torch.no_grad():
+            elbo.loss(solver.model, solver.guide, x[None], y[None], steps=1)
+        return (elbo.terms.reconstruction + elbo.terms.kl.sum(0)).item()
+
+    _, batch = stream.with_solutions(0)
+    num_several = 0
+    for b, x in enumerate(batch.x):
+        own = task.with_all_names(x, batch.solutions[batch.mask[:, b], b])
+        num_several += len(own) > 1
+        weights = (-task.log_namings(x.expand(len(own), *x.shape), own)).exp()
+        plain = torch.tensor([loss(x, y) for y in own])
+        expected = (weights * plain).sum() / weights.sum()
+        candidates = Candidates.from_state_dict(x[None], {k: v[b : b + 1] for k, v in batch.state_dict().items()})
+        with ExactTargets(candidates):
+            exact = torch.tensor([loss(x, y) for y in own[:3]])
+        torch.testing.assert_close(exact, expected.float().expand(len(exact)), atol=1e-3, rtol=1e-3)
+    assert num_several > 3
+
+
+def test_a_trainer_without_all_solutions_is_refused():
+    trainer = make_trainer(build(small_config(model_name="lattice", task_name="nqueens")))
+    stream, trainer.with_solutions = trainer.batches, None
+    with pytest.raises(ConfigError, match="train.exact_targets needs batches with every solution"):
+        trainer.train_batch(*stream(0))

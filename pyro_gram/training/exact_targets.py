@@ -15,12 +15,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from pyro_gram.inference.sites import LATTICE
+from pyro_gram.inference.sites import ANSWER, LATTICE
+from pyro_gram.networks.relations import CLOSED
 from pyro_gram.tasks.batches import Candidates
 
 
-class KnownSolutions(Messenger):
-    """Train a lattice towards the shares of values among all solutions that agree, in place of one solution.
+class ExactTargets(Messenger):
+    """Replace y in the losses of a lattice by the shares of values among all solutions that agree with the lattice.
 
     Args:
         candidates: all solutions of the batch.
@@ -29,19 +30,45 @@ class KnownSolutions(Messenger):
     def __init__(self, candidates: Candidates) -> None:
         super().__init__()
         self.candidates = candidates
+        self.targets: Tensor | None = None  # of the last transition
 
     def _pyro_sample(self, msg: Any) -> None:
         h = msg["infer"].get(LATTICE)
         if h is not None:
-            shares = consistent_marginals(h, self.candidates)
-            msg["value"] = torch.where(shares.sum(-1, keepdim=True) > 0, shares, msg["value"])
-            msg["fn"] = dist.Delta(msg["value"], event_dim=2)
+            shares = shares_of_values(h, self.candidates)
+            self.targets = torch.where(shares.sum(-1, keepdim=True) > 0, shares, msg["value"])
+            msg["value"], msg["fn"] = self.targets, dist.Delta(self.targets, event_dim=2)
+        elif msg["name"] == ANSWER and msg["is_observed"] and self.targets is not None:
+            msg["fn"] = ExpectedCategorical(msg["fn"].base_dist.logits, self.targets).to_event(1)
 
 
-def consistent_marginals(h: Tensor, candidates: Candidates) -> Tensor:
+class ExpectedCategorical(dist.Categorical):
+    """A categorical likelihood whose log density is an expectation: over the targets instead of the observed value.
+
+    Tokens that are decided keep the density of their value.
+
+    Args:
+        logits: ``[..., L, V]``.
+        targets: the distribution of each token before the last decisions, ``[..., L, V]``.
+    """
+
+    def __init__(self, logits: Tensor, targets: Tensor) -> None:
+        super().__init__(logits=logits, validate_args=False)
+        self.targets = targets
+        self.is_open = (logits > CLOSED / 2).sum(-1) > 1
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.where(self.is_open, (self.targets * self.logits).sum(-1), super().log_prob(value))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ExpectedCategorical:
+        shape = (*batch_shape, self.logits.shape[-1])
+        return ExpectedCategorical(self.logits.expand(shape), self.targets.expand(shape))
+
+
+def shares_of_values(h: Tensor, candidates: Candidates) -> Tensor:
     """Return the share of each value of each token among the solutions that agree with a lattice.
 
-    Solutions that differ only in the names of exchangeable values count as often as their names may be chosen.
+    All solutions are equally probable, and so are the names of a solution's exchangeable values.
 
     Args:
         h: lattices, 1 for an open value, ``[B, L_out, V]``. A token with one open value is decided.
@@ -57,6 +84,8 @@ def consistent_marginals(h: Tensor, candidates: Candidates) -> Tensor:
     else:
         is_token = candidates.is_token[..., None].to(h.dtype)
         weights, colors = _rename(h * is_token, values * is_token, candidates.mask)
+        if candidates.log_namings is not None:
+            weights = weights * (-candidates.log_namings).exp().to(h.dtype)
         shares = torch.einsum("kb,kblv,kbvc->blc", weights, values * is_token, colors) + (1 - is_token) * h
     return shares / shares.sum(-1, keepdim=True).clamp(min=1e-30)
 
