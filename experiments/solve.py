@@ -106,6 +106,12 @@ def make_parser() -> Parser:
         "in the run's evaluation); 1 0 for no tempering",
     )
     parser.add_argument(
+        "--floor",
+        type=float,
+        metavar="P",
+        help="draw no value with a lower probability, for models with a lattice (default: as in the run's evaluation)",
+    )
+    parser.add_argument(
         "--sweeps",
         type=int,
         metavar="W",
@@ -270,12 +276,12 @@ def check_arguments(arguments: Any) -> None:
         check_writable(arguments.figure)
 
 
-def parse_temper(values: list[str] | None) -> TemperConfig | None:
-    """Read ``--temper SCALE TRANSITIONS``. Raises UserError if the values are wrong."""
+def parse_temper(values: list[str] | None, floor: float | None) -> TemperConfig | None:
+    """Read ``--temper SCALE TRANSITIONS`` and ``--floor``; None without both. Raises UserError if a value is wrong."""
     if values is None:
-        return None
+        return None if floor is None else TemperConfig(floor=floor)
     try:
-        return TemperConfig(scale=float(values[0]), transitions=int(values[1]))
+        return TemperConfig(float(values[0]), int(values[1]), floor or 0.0)
     except ValueError as e:
         if isinstance(e, UserError):
             raise
@@ -285,7 +291,7 @@ def parse_temper(values: list[str] | None) -> TemperConfig | None:
 def main(argv: list[str]) -> int:
     arguments = make_parser().parse_args(argv)
     check_arguments(arguments)
-    settings: dict[str, Any] = {"temper": parse_temper(arguments.temper)}
+    settings: dict[str, Any] = {"temper": parse_temper(arguments.temper, arguments.floor)}
     settings |= {name: getattr(arguments, name) for name in SOLVER_OPTIONS}
     solvers = Solvers(arguments)
     # Without --keep-going all inputs are checked before any is solved.
