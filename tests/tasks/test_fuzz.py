@@ -186,7 +186,7 @@ def read_run_arguments(folder: Path, arguments: list[str]) -> None:
 def read_solve_arguments(folder: Path, arguments: list[str]) -> None:
     options = solve.make_parser().parse_args(arguments)
     solve.check_arguments(options)
-    solve.parse_temper(options.temper)
+    solve.parse_temper(options.temper, options.floor)
 
 
 def puzzle_reader(name: str, check: Callable[..., None], *texts: str) -> tuple[Any, Any]:
