@@ -165,6 +165,7 @@ def cell_metrics(cell: Cell, runs: Path, num_samples: int | None, data_dir: str 
         **{name: results[name] for name in ("parameters", "guide_parameters", "batches")},
         "updates": count_updates(folder),
         "seconds": results["seconds"],
+        "clock": results.get("clock", "wall"),
         "threads": results["environment"]["threads"],
         "revision": results["environment"].get("revision"),
         "last_accuracy": results["looks"].get("last_accuracy"),

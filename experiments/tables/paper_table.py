@@ -74,7 +74,8 @@ def markdown(results: dict[str, Any]) -> str:
 
 def _caption(results: dict[str, Any], first: dict[str, Any]) -> str:
     minutes, threads = results["minutes"], first["threads"]
-    length = f"{minutes:g} minutes of training per cell" if minutes else "trained for the preset's length"
+    unit = "CPU minutes" if first.get("clock") == "CPU" else "minutes"
+    length = f"{minutes:g} {unit} of training per cell" if minutes else "trained for the preset's length"
     limit = (
         f", coverage of i.i.d. uniform draws {100 * first['coverage_limit']:.1f} %" if "coverage_limit" in first else ""
     )

@@ -118,6 +118,7 @@ def _results(
         "batches": run.trainer.number,
         "length": {"batches": config.train.batches, "minutes": config.train.minutes},  # the length that the user set
         "seconds": {"train": train_seconds, "evaluate": evaluate_seconds, "total": train_seconds + evaluate_seconds},
+        "clock": "wall" if run.trainer.clock is None else "CPU",  # of the batches' seconds
         "head_seconds": head_seconds,  # the training time includes these seconds
         "processes": run.processes.size,
         "peak_memory_mb": peak_memory_mb(),
