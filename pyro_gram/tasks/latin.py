@@ -170,7 +170,7 @@ class Latin(Task):
 
     def parse(self, text: str) -> Tensor:
         """Parse a square: a line for each row, or all rows in one line, joined by ``/`` or by nothing."""
-        rows = rows_of_square(text)
+        rows = rows_of_square(lines_of_square(text))
         cells = [cell for row in rows for cell in row]
         unknown_cell = next((cell for cell in cells if cell not in CELLS), None)
         if unknown_cell is not None:
@@ -209,18 +209,22 @@ class Latin(Task):
         return render_puzzle(*self.boards.picture(x, y), colour)
 
 
-def rows_of_square(text: str) -> list[list[str]]:
-    """Return the cells of each row of a square; a single row if all cells are in one line without ``/``.
+def lines_of_square(text: str) -> list[str]:
+    """Return the lines of a square: one for each row, or a single one with all cells, whose rows ``/`` may join.
 
     Raises:
         InputError: a JSON value is no square.
     """
-    lines = lines_of_board(text, KEYS, _row_length, split_squares)
+    return lines_of_board(text, KEYS, _row_length, split_squares)
+
+
+def rows_of_square(lines: list[str]) -> list[list[str]]:
+    """Return the cells of each row; a single row if all cells are in one line without ``/``."""
     return [cells_of(row) or [row] for row in (lines[0].split("/") if len(lines) == 1 else lines)]
 
 
 def split_squares(text: str) -> list[PuzzleText]:
-    """Split a text into squares; errors are left to :func:`rows_of_square`."""
+    """Split a text into squares; errors are left to :func:`lines_of_square`."""
     return split_boards(text, _row_length)
 
 

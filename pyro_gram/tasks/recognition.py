@@ -272,7 +272,8 @@ def _latin_squares(text: str) -> list[Puzzle]:
 
 def _parse_latin(text: str, on_size: Callable[[int], None]) -> None:
     """Parse a square that repeats no digit in a row or column. In a size of Sudokus its rows are joined by ``/``."""
-    rows, has_slashes = latin.rows_of_square(text), "/" in text
+    lines = latin.lines_of_square(text)
+    rows, has_slashes = latin.rows_of_square(lines), len(lines) == 1 and "/" in lines[0]
     if len(rows) == 1:
         size = isqrt(len(rows[0]))
         rows = [rows[0][i : i + size] for i in range(0, len(rows[0]), size or 1)]

@@ -118,6 +118,7 @@ def test_a_faulty_file_goes_to_the_task_that_explains_the_fault(file, names):
         ("?!", []),
         ("[1, 2", []),
         ("", []),
+        ('{"board": [[0, 4, 1, 2], [0, 2, 0, 0], [2, 1, 0, 0], [4, 3, 2, 0]], "from": "a/b"}', ["sudoku"]),
     ],
 )
 def test_notations_are_told_apart(text, names):
