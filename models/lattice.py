@@ -66,7 +66,6 @@ class Lattice(RelationalModule):
     Config = LatticeConfig
     traits = ModelTraits(
         guidance="decisions",
-        is_complete_when_halted=True,
         default_parts={"prior": "decisions", "guide": "reveal"},
         default_settings={  # a trajectory ends when its answer is complete: 128 steps are only a limit
             "model": {"low_steps": 3},

@@ -73,16 +73,16 @@ def check_parts(config: RunConfig) -> None:
         raise ConfigError(
             "relaxed codes have no density for --train.elbo trace: set prior.temperature to 0, or use balanced"
         )
-    if config.train.on_policy_depth and model_facts.guidance == "decisions":
+    if config.train.on_policy_depth and model_facts.has_lattice:
         raise ConfigError(
             f"model {names['model']!r} cannot be trained on trajectories of its prior, because their decisions may "
             "exclude every solution: set train.on_policy_depth to 0"
         )
-    if model_facts.guidance == "decisions" and config.train.elbo != "mean_field":
+    if model_facts.has_lattice and config.train.elbo != "mean_field":
         raise ConfigError(f"the KL of model {names['model']!r} needs --train.elbo mean_field, not {config.train.elbo}")
-    if config.train.exact_targets and not (config.train.act and model_facts.guidance == "decisions"):
+    if config.train.exact_targets and not (config.train.act and model_facts.has_lattice):
         raise ConfigError("train.exact_targets is for models with a lattice and needs train.act: set it to false")
-    if config.evaluate.sweeps and not model_facts.is_complete_when_halted:
+    if config.evaluate.sweeps and not model_facts.has_lattice:
         raise ConfigError(f"model {names['model']!r} has no lattice to open again: set evaluate.sweeps to 0")
     if model_facts.is_one_step:
         _check_one_step(config)
@@ -91,7 +91,7 @@ def check_parts(config: RunConfig) -> None:
 
 def _check_completion(config: RunConfig, task: Task) -> None:
     """Raise ConfigError if the trajectories of a lattice may end before all tokens are decided."""
-    if not model_traits(MODELS.get(config.names["model"])).is_complete_when_halted:
+    if not model_traits(MODELS.get(config.names["model"])).has_lattice:
         return
     tokens = task.spec.output_length
     count = config.prior.count_for(tokens) if hasattr(config.prior, "count_for") else 1

@@ -81,7 +81,7 @@ def small_config(**changes: Any) -> RunConfig:
         small_parts[part] = {k: v for k, v in small_parts[part].items() if k in field_names}
     for part in ("train", "evaluate"):
         small_parts[part] = {**small_parts.get(part, {}), **overrides.get(part, {})}
-    if "supervision_steps" in overrides.get("train", {}) and not model_traits(model).is_complete_when_halted:
+    if "supervision_steps" in overrides.get("train", {}) and not model_traits(model).has_lattice:
         small_parts["train"]["supervision_steps"] = min(2, small_parts["train"]["supervision_steps"])
         small_parts["evaluate"]["depth"] = 0
     parts = {part: {**small_parts.get(part, {}), **changes.get(part, {})} for part in {*small_parts, *changes}}

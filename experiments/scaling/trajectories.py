@@ -165,7 +165,7 @@ def _roll_chunk(solver: Solver, x: Tensor, n: int, depth: int, halt: float) -> d
 
 def _answer_and_heads(solver: Solver, end: Decode) -> dict[str, Tensor]:
     heads = {name: end.values[name] for name in (VALUE, HALT)}
-    if model_traits(solver.model).is_complete_when_halted:
+    if model_traits(solver.model).has_lattice:
         heads[HALT] = torch.where(end.values[HALTED], COMPLETE, heads[HALT])
     return {"tokens": end.values[ANSWER], "score": end.score, **heads}
 

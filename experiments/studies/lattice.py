@@ -106,7 +106,7 @@ def measure_checkpoint(solver: Solver, count: int) -> dict[str, dict[str, float]
     Raises:
         UserError: the checkpoint has no lattice, or its inputs are not known to have several solutions.
     """
-    if not model_traits(solver.model).is_complete_when_halted:
+    if not model_traits(solver.model).has_lattice:
         raise UserError(f"model {solver.config.names['model']!r} has no lattice: this study compares its settings")
     puzzles = solver.task.split("validation").subset(count)
     if puzzles.inputs is None or not puzzles.has_all_solutions or int(puzzles.num_solutions.max()) < 2:

@@ -127,10 +127,10 @@ class ModelTraits:
 
     Attributes:
         has_guidance: the program samples guidance sites; if not, only prior ``none`` and guide ``prior`` fit the model.
-        guidance: what eps_t is: ``state``, a term that is added to u_t; or ``decisions``, values of the answer. Model,
-            prior and guide must agree.
+        guidance: what eps_t is: ``state``, a term that is added to u_t; or ``decisions``, values of the answer, which
+            close a lattice. Model, prior and guide must agree. After the site ``halted`` of a model with a lattice is
+            True, further steps change nothing: a rollout ends there.
         is_one_step: each call starts from z_0, and a trajectory has one supervision step.
-        is_complete_when_halted: after the site ``halted`` is True, further steps change nothing: a rollout ends there.
         has_exact_likelihood: the log density of the site ``y`` is exact; if not, it is a bound.
         default_parts: names of the prior and guide that the model is used with, unless the user names other parts.
         default_settings: settings that replace those of a preset.
@@ -139,10 +139,14 @@ class ModelTraits:
     has_guidance: bool = True
     guidance: str = "state"
     is_one_step: bool = False
-    is_complete_when_halted: bool = False
     has_exact_likelihood: bool = True
     default_parts: Mapping[str, str] = field(default_factory=dict)
     default_settings: Settings = field(default_factory=dict)
+
+    @property
+    def has_lattice(self) -> bool:
+        """Does a transition decide values of the answer?"""
+        return self.guidance == "decisions"
 
 
 @dataclass(frozen=True)

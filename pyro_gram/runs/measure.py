@@ -90,7 +90,7 @@ def measure_validation(solver: Solver, processes: ProcessGroup = SINGLE_PROCESS)
     metrics = measure(solver.task, puzzles, samples.tokens, samples.score)
     x, y = puzzles.sample_pairs(VALIDATION_INPUTS, generator_for(config.evaluate.seed, len(puzzles)))
     measured_bounds = bounds_of(solver, x, y, config.depth, config.evaluate.seed)
-    is_lattice = model_traits(solver.model).guidance == "decisions"
+    is_lattice = model_traits(solver.model).has_lattice
     values = {
         "prior_accuracy": metrics.sample_accuracy,
         "prior_coverage": metrics.coverage,
@@ -177,7 +177,7 @@ def bound_metrics(
         metrics["excess"] = excess(measured_bounds.full, puzzles.num_solutions[: len(y)], log_namings).mean().item()
     if not prior_traits(prior_of(solver.model)).has_density:  # without a density these numbers are not bounds
         metrics |= dict.fromkeys(("elbo", "elbo_full", "elbo_surrogate", "excess"))
-    if model_traits(solver.model).guidance == "decisions":  # a step has no term for what was decided before it
+    if model_traits(solver.model).has_lattice:  # a step has no term for what was decided before it
         metrics["elbo_surrogate"] = None
     return metrics | {"posterior_accuracy": posterior_accuracy(solver, x, measured_bounds)}
 
@@ -200,7 +200,7 @@ def has_likelihood(solver: Solver) -> bool:
     complete before y.
     """
     traits = model_traits(solver.model)
-    return solver.task.is_checkable and traits.has_exact_likelihood and traits.guidance != "decisions"
+    return solver.task.is_checkable and traits.has_exact_likelihood and not traits.has_lattice
 
 
 def validation_history(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -116,7 +116,7 @@ def _find_halted(model: Any, values: dict[str, Tensor], depth: int, halt: float 
     if step >= depth:
         return torch.ones_like(values["score"], dtype=torch.bool)
     is_complete = torch.zeros_like(values["score"], dtype=torch.bool)
-    if model_traits(model).is_complete_when_halted:
+    if model_traits(model).has_lattice:
         is_complete = values[HALTED]
     if halt is None:
         return is_complete

@@ -155,7 +155,7 @@ def _check_halt(halt: float | None, model: Any) -> None:
 def _check_config(config: RolloutConfig, x: Tensor | None, model: Any) -> None:
     if config.sweeps < 0:
         raise UserError(f"sweeps must be at least 0, not {config.sweeps}")
-    if config.sweeps and (config.history or not model_traits(model).is_complete_when_halted):
+    if config.sweeps and (config.history or not model_traits(model).has_lattice):
         raise UserError("sweeps draw half of a complete answer again: they need a model with a lattice, and no history")
     if config.history and (config.halt is not None or config.draws.is_selective):
         raise UserError("a history needs trajectories that all run to the full depth: leave out halt and draws")
@@ -179,8 +179,8 @@ def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, co
     """Run ``num_samples`` trajectories of each input together."""
     # Pyro applies the inner handler first: Temper changes the prior, then the draw scheme draws from it.
     with config.draws.handler(), Temper(config.temper):
-        is_complete_when_halted = model_traits(model).is_complete_when_halted and not config.history
-        if config.halt is not None or config.draws.is_selective or is_complete_when_halted:
+        has_lattice = model_traits(model).has_lattice and not config.history
+        if config.halt is not None or config.draws.is_selective or has_lattice:
             settings: dict[str, Any] = {name: getattr(config, name) for name in ("depth", "halt", "draws", "sweeps")}
             return run_until_halted(model, x, num_samples, **settings)
         if config.history:

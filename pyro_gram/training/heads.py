@@ -164,18 +164,18 @@ def sample_states(
         seed: seed of the draws.
         temper: tempering of the trajectories.
     """
-    is_complete_when_halted, ends = model_traits(model).is_complete_when_halted, []
+    has_lattice, ends = model_traits(model).has_lattice, []
     with isolated_rng(model, x):
         torch.manual_seed(seed)
         with Temper(temper):
-            for end in rollout_steps(model, x, depth=depth if is_complete_when_halted else min(depth, MAX_DEPTH)):
+            for end in rollout_steps(model, x, depth=depth if has_lattice else min(depth, MAX_DEPTH)):
                 ends.append(end)
-                if is_complete_when_halted and end.values[HALTED].all():
+                if has_lattice and end.values[HALTED].all():
                     break
         x_cpu = x.cpu()  # tasks check answers on the CPU
         is_right = [check(x_cpu, end.values[ANSWER].cpu()).to(x.device) for end in ends]
         masks = [torch.rand(len(x), device=x.device) < EARLY_STEPS / (step + 1) for step in range(len(ends))]
-        if is_complete_when_halted:
+        if has_lattice:
             for step, end in enumerate(ends[:-1], start=1):
                 masks[step] &= ~end.values[HALTED]
 

@@ -181,7 +181,7 @@ class Trainer:
             _, mean = self.update(self.guide, carry.x, carry.y, carry.state, step=0)
         assert self.elbo.terms is not None
         settings = {}
-        if model_traits(self.model).is_complete_when_halted:  # a complete answer cannot change: nothing to explore
+        if model_traits(self.model).has_lattice:  # a complete answer cannot change: nothing to explore
             settings = {"exploration": 0.0, "restart": RESTARTED_SHARE * (self.number < RESTART_BATCHES)}
         self.carry = carry.advance(self.elbo.terms, self.config.supervision_steps, **settings)
         return mean[None]
