@@ -257,13 +257,21 @@ def make_jobs(sources: list[Source], solvers: Solvers, arguments: Any) -> list[J
 
 
 def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator[Answers]:
-    """Solve the inputs in order. Show a progress bar if stderr is a terminal or there are many trajectories."""
+    """Solve the inputs in order. Show a progress bar if stderr is a terminal or there are many trajectories.
+
+    The bar grows if an input is solved again with more colours.
+    """
     if not inputs:
         return
     total = len(inputs) * settings["num_samples"]
     is_quiet = total <= BATCH_TRAJECTORIES and not sys.stderr.isatty()
     with tqdm(total=total, unit="trajectory", desc="solve", file=sys.stderr, mininterval=1.0, disable=is_quiet) as bar:
-        yield from solver.stream(inputs, progress=bar.update, **settings)
+
+        def on_progress(count: int) -> None:
+            bar.total = max(bar.total, bar.n + count)
+            bar.update(count)
+
+        yield from solver.stream(inputs, progress=on_progress, **settings)
 
 
 def format_solved(solver: Solver, answers: Answers, colour: bool = False) -> str:

@@ -192,6 +192,7 @@ class Task(ABC):
     difficulty_label: ClassVar[str] = ""  # an axis label for ``difficulty``
     max_size: int | None = None  # the size of the largest input that is read; None for that of the splits
     size_field: ClassVar[str] = ""  # the config field of an input's size; the config has ``solved_sizes``
+    min_colors: int = 0  # the number of colours that is tried first
     max_colors: int = 0  # the largest number of colours that ``with_colors`` accepts; 0 if the task has no such number
     paper_name: str = ""  # the key of this task in diagnostics/paper.toml; empty if the paper has no such task
 

@@ -104,7 +104,7 @@ def test_a_terminal_is_not_waited_for(monkeypatch, capsys):
         ("." * 81, [], "the board is 9x9; .*train one: python experiments/run.py --task sudoku --task.size 9"),
         ("p sp 3000000 1", [], "the graph has 3000000 vertices; this task reads 3 to 64"),
         (SUDOKU.replace("412", "442"), [], "the clues contradict each other"),
-        (SUDOKU.replace(".412", ".41"), [], "4 rows of 3 or 4 cells|3 rows|one line|board has"),
+        (SUDOKU.replace(".412", ".41"), [], r"line 1: 3 cells \(2 digits and 1 blanks\), and a 4x4 board has 16"),
         ("....\n" * 4, [], "a.txt may be a puzzle of nqueens or sudoku: decide with --task or --checkpoint"),
         ("hello world", [], "a.txt is of no notation that is recognized"),
         ("C~", ["--colors", "3"], "^error: a.txt: the graph is not 3-colourable .*: allow more, up to 6"),

@@ -176,7 +176,8 @@ def test_without_sat_solver_small_graphs_are_checked_by_counting(task, without_s
     with pytest.raises(InputError, match=r"the graph is not 5-colourable \(checked exactly\): this task has no more"):
         task.parse_graph(K6)
     with pytest.raises(InputError, match=r"the graph is not 4-colourable \(checked exactly\)"):
-        task.parse(graph6(nx.complete_graph(5)) + " colors=4")
+        task.with_colors(task.parse(graph6(nx.complete_graph(5))), 4)
+    assert int(task.colors_of(task.parse(graph6(nx.complete_graph(5)) + " colors=4"))) == 4  # where a search begins
     sparse = nx.gnp_random_graph(64, 0.15, seed=0)  # counting takes long
     x = task.with_colors(task.parse_graph(sparse), 5)
     assert is_colorable(*task._exact_arguments(x)) == (None, "not decided")
@@ -204,7 +205,7 @@ def test_clues_can_make_a_coloring_impossible(task):
 def test_the_sat_solver_proves_and_colors(task):
     pytest.importorskip("pysat", reason="proofs come with the package python-sat")
     with pytest.raises(InputError, match=r"the graph is not 4-colourable \(proved by python-sat\)"):
-        task.parse(graph6(MYCIELSKI) + " colors=4")
+        task.with_colors(task.parse(graph6(MYCIELSKI)), 4)
     rng = np.random.default_rng(0)
     for colors in (3, 4, 5):
         for _ in range(20):

@@ -51,6 +51,7 @@ class GraphColoring(Coloring, layout="graph"):
     """
 
     max_size = MAX_POSITIONS
+    min_colors = MIN_COLORS
 
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
         self.config = config
@@ -219,8 +220,7 @@ class GraphColoring(Coloring, layout="graph"):
     ) -> Tensor:
         """Return the tokens of a graph. Raises InputError if it is proved that it has no colouring.
 
-        ``colors`` is the number of colours that the input may use; None: three, or more if a clue has a higher colour.
-        Then it is checked that the most colours of the task suffice.
+        ``colors`` is the number of colours that is tried first; None: three, or more if a clue has a higher colour.
         """
         largest_clue = max(clues)
         if largest_clue >= self.max_colors:
@@ -235,7 +235,7 @@ class GraphColoring(Coloring, layout="graph"):
         num_colors = torch.tensor(max(MIN_COLORS, largest_clue + 1))
         x = encode_graphs(adjacency, torch.tensor(clues), num_colors, self.max_colors, max(self.n, order))
         x = x if colors is None else self.replace_colors(x, colors)
-        self._check_colorable(x, self.max_colors if colors is None else colors)
+        self._check_colorable(x, self.max_colors)
         return x
 
     def _check_colorable(self, x: Tensor, colors: int) -> None:
