@@ -293,6 +293,10 @@ class Task(ABC):
             raise InputError(f"an input is {math.prod(shape)} whole numbers from 0 to {vocabulary - 1}")
         return torch.tensor([int(word) for word in words]).view(shape)
 
+    def vertex_names(self, text: str) -> list[str]:
+        """Return how a text that :meth:`parse` reads calls the vertices of its graph; nothing if it counts from 0."""
+        return []
+
     def format_input(self, x: Tensor | None) -> str:
         """Return one input as a text that :meth:`parse` reads; an empty text for p(x)."""
         return "" if x is None else " ".join(map(str, x.flatten().tolist()))

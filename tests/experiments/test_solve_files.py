@@ -203,6 +203,19 @@ def test_the_output_says_how_many_colours_were_needed(distinct_valid, fewer, lin
     assert line in second_line
 
 
+def test_the_output_says_what_the_text_calls_the_vertices(tmp_path, capsys):
+    path = tmp_path / "cities.csv"
+    path.write_text("source,target\nBern,Paris\nParis,Rome\nRome,Bern\n")
+    dimacs = tmp_path / "graph.col"
+    dimacs.write_text("p edge 3 2\ne 1 2\ne 2 3\n")
+    assert cli(experiments.solve.main, path, dimacs, "--num-samples", 2, "--depth", 1) == 0
+    out = capsys.readouterr().out
+    assert "  vertices: 0 is Bern, 1 is Paris, 2 is Rome\n" in out
+    assert "  vertices: 0 to 2 are 1 to 3 of the text\n" in out
+    assert cli(experiments.solve.main, path, "--json", "--num-samples", 2, "--depth", 1) == 0
+    assert json.loads(capsys.readouterr().out)["vertices"] == ["Bern", "Paris", "Rome"]
+
+
 def test_the_first_right_answer_is_drawn():
     solver = pyro_gram.load("nqueens")
     x = solver.task.parse(".Q../..../..../....")

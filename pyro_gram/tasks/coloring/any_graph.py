@@ -16,7 +16,7 @@ from pyro_gram.errors import InputError
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.base import PuzzleSet
-from pyro_gram.tasks.coloring.any_graph_text import read_graph, split_any_graphs, write_suffix
+from pyro_gram.tasks.coloring.any_graph_text import read_graph, split_any_graphs, vertex_names, write_suffix
 from pyro_gram.tasks.coloring.config import MAX_POSITIONS, MIN_COLORS, MIN_VERTICES, ColoringConfig
 from pyro_gram.tasks.coloring.exact import count_partial_colorings, is_colorable
 from pyro_gram.tasks.coloring.graph_splits import make_splits
@@ -190,6 +190,9 @@ class GraphColoring(Coloring, layout="graph"):
         """Parse a graph in graph6 or sparse6 (one line, perhaps with clues), in DIMACS .col format, or as its edges."""
         graph = read_graph(text, self._check_order)
         return self._input_from(graph.order, graph.edges, graph.clues, graph.colors)
+
+    def vertex_names(self, text: str) -> list[str]:
+        return vertex_names(text)
 
     def parse_graph(self, graph: nx.Graph) -> Tensor:
         """Convert a simple graph. The attribute ``color`` of a vertex is its clue, a whole number from 0.
