@@ -16,6 +16,7 @@ from tqdm import tqdm
 import pyro_gram
 from pyro_gram.answers import Answer, Answers
 from pyro_gram.checkpoint import checkpoint_for_puzzles
+from pyro_gram.checks import check_counts
 from pyro_gram.diagnostics.plots.run import answers_figure, pluralize
 from pyro_gram.errors import CheckpointError, InputError, UserError
 from pyro_gram.sampling.selection import SELECTIONS
@@ -24,8 +25,9 @@ from pyro_gram.solver import BATCH_TRAJECTORIES, DRAWS, Solver
 from pyro_gram.system.cli import Parser, add_device_option, add_trust_option, call
 from pyro_gram.system.files import check_writable, write_atomically
 from pyro_gram.system.machine import pick_device
+from pyro_gram.system.text import make_printable
 from pyro_gram.tasks.recognition import choose_task
-from pyro_gram.tasks.sources import STDIN_NAME, FailedInput, Source, read_inputs, read_sources
+from pyro_gram.tasks.sources import STDIN_NAME, FailedInput, Source, names_of_vertices, read_inputs, read_sources
 from pyro_gram.tasks.terminal import wants_colour
 
 # options of Solver.stream
@@ -35,7 +37,8 @@ MAX_TITLE = 20  # an input with more characters is titled by its number in a fig
 JSON_HELP = (
     "print one line of JSON for each input: its answers, each with its count, whether it is valid, its score (log "
     "p(y|h_T) in nats: how sure the decoder was) and its value (the value head's P(right); null without heads); the "
-    "number of samples, depth and mean steps; the number of distinct answers, and of valid ones among them; the number "
+    "number of samples, depth and mean steps; what the text calls the vertices of a graph, unless it counts from 0; "
+    "the number of distinct answers, and of valid ones among them; the number "
     "of all solutions of the input (null if they cannot be counted)"
 )
 
@@ -63,7 +66,7 @@ def make_parser() -> Parser:
         "--colors",
         type=int,
         metavar="K",
-        help="colour graphs with at most K colours (default: with the fewest for which an answer is found)",
+        help="colour graphs with at most K colours (default: with the fewest from 3 on for which an answer is found)",
     )
     parser.add_argument(
         "--keep-going",
@@ -131,10 +134,11 @@ def make_parser() -> Parser:
 
 @dataclass
 class Job:
-    """The inputs of consecutive sources that one solver solves."""
+    """The inputs of consecutive sources that one solver solves, each with the names of its vertices."""
 
     solver: Solver
     inputs: list[Tensor | FailedInput]
+    names: list[list[str]]
 
 
 class Solvers:
@@ -185,22 +189,31 @@ def make_jobs(sources: list[Source], solvers: Solvers, arguments: Any) -> list[J
             is_named = source.name in str(e) or (source.name == STDIN_NAME and len(sources) == 1)
             raise (e if is_named else UserError(f"{source.name}: {e}")) from None
         if not jobs or jobs[-1].solver is not solver:
-            jobs.append(Job(solver, []))
+            jobs.append(Job(solver, [], []))
         jobs[-1].inputs += inputs
+        jobs[-1].names += names_of_vertices(solver.task, source.text, inputs)
     return jobs
 
 
 def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator[Answers]:
-    """Solve the inputs in order. Show a progress bar if stderr is a terminal or there are many trajectories."""
+    """Solve the inputs in order. Show a progress bar if stderr is a terminal or there are many trajectories.
+
+    The bar grows if an input is solved again with more colours.
+    """
     if not inputs:
         return
     total = len(inputs) * settings["num_samples"]
     is_quiet = total <= BATCH_TRAJECTORIES and not sys.stderr.isatty()
     with tqdm(total=total, unit="trajectory", desc="solve", file=sys.stderr, mininterval=1.0, disable=is_quiet) as bar:
-        yield from solver.stream(inputs, progress=bar.update, **settings)
+
+        def on_progress(count: int) -> None:
+            bar.total = max(bar.total, bar.n + count)
+            bar.update(count)
+
+        yield from solver.stream(inputs, progress=on_progress, **settings)
 
 
-def format_solved(solver: Solver, answers: Answers, colour: bool = False) -> str:
+def format_solved(solver: Solver, answers: Answers, names: list[str] | None = None, colour: bool = False) -> str:
     """Return the readable output for one input: a line for each answer, and a picture of one."""
     is_early = answers.mean_steps < answers.depth
     steps = f", {answers.mean_steps:.1f} of {answers.depth} steps on average" if is_early else ""
@@ -220,6 +233,8 @@ def format_solved(solver: Solver, answers: Answers, colour: bool = False) -> str
     ]
     if answers.colors is not None:
         lines.append(describe_colors(answers))
+    if names:
+        lines.append(f"  vertices: {describe_names(names)}")
     lines += [f"  {a.solution}  {describe(a, answers.num_samples)}" for a in answers.solutions]
     lines.append(f"  frequencies: {'an estimate of ' * (not answers.caveats)}{answers.frequencies}")
     shown = next((a for a in answers.solutions if a.valid), next(iter(answers.solutions), None))  # a right one, if any
@@ -232,6 +247,13 @@ def describe(answer: Answer, num_samples: int) -> str:
     mark = "unknown" if answer.valid is None else "valid  " if answer.valid else "INVALID"
     value = "" if answer.value is None else f"   value {answer.value:.3f}"
     return f"{mark}  {answer.count:>4} of {num_samples}   score {answer.score:.3f}{value}"
+
+
+def describe_names(names: list[str]) -> str:
+    """Return how the vertices of answers, which count from 0, are called in the text of the input."""
+    if names == [str(i + 1) for i in range(len(names))]:
+        return f"0 to {len(names) - 1} are 1 to {len(names)} of the text"
+    return make_printable(", ".join(f"{i} is {name}" for i, name in enumerate(names)))
 
 
 def describe_colors(answers: Answers) -> str:
@@ -260,7 +282,8 @@ def check_arguments(arguments: Any) -> None:
     """Raise UserError for wrong options, before the checkpoint is read."""
     if arguments.files and arguments.input is not None:
         raise UserError("puzzles are named twice: give FILE or --input, not both")
-    for name in ("num_samples", "depth", "colors"):
+    check_counts(seed=arguments.seed, num_samples=arguments.num_samples)
+    for name in ("depth", "colors"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
@@ -302,9 +325,9 @@ def main(argv: list[str]) -> int:
     figure_answers: list[Answers] = []
     for job in jobs:
         answers = solve_all(job.solver, [x for x in job.inputs if not isinstance(x, FailedInput)], **settings)
-        for x in job.inputs:
+        for x, names in zip(job.inputs, job.names, strict=True):
             result = x if isinstance(x, FailedInput) else next(answers)
-            print_result(job.solver, result, arguments.json)
+            print_result(job.solver, result, names, arguments.json)
             if arguments.figure and isinstance(result, Answers) and len(figure_answers) < FIGURE_ROWS:
                 figure_answers.append(result)
     num_inputs = sum(len(job.inputs) for job in jobs)
@@ -319,14 +342,14 @@ def main(argv: list[str]) -> int:
     return 1 if num_failed else 0
 
 
-def print_result(solver: Solver, result: Answers | FailedInput, as_json: bool) -> None:
+def print_result(solver: Solver, result: Answers | FailedInput, names: list[str], as_json: bool) -> None:
     """Print the answers to one input, or why it cannot be solved."""
     if as_json:
-        print(json.dumps(result.to_dict()), flush=True)
+        print(json.dumps(result.to_dict() | ({"vertices": names} if names else {})), flush=True)
     elif isinstance(result, FailedInput):
         print(result.show(), flush=True)
     else:
-        print(format_solved(solver, result, wants_colour(sys.stdout)), flush=True)
+        print(format_solved(solver, result, names, wants_colour(sys.stdout)), flush=True)
 
 
 if __name__ == "__main__":

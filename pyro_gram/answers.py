@@ -13,8 +13,6 @@ from pyro_gram.errors import InputError
 from pyro_gram.sampling.selection import select_by_value, tally
 from pyro_gram.tasks.base import Task
 
-FEWEST_COLORS = 3  # the number of colours that is tried first
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -136,7 +134,7 @@ def select_answers(
 
 
 def solve_with_fewest_colors(task: Task, x: Tensor, solve: Callable[[Tensor], Iterable[Answers]]) -> list[Answers]:
-    """Solve inputs ``[B, *event]`` with 3 colours, then those without a right answer with 4 colours, and so on.
+    """Solve inputs ``[B, *event]`` with the fewest colours, then those without a right answer with one more, and so on.
 
     An input that says that it may use more colours begins with these.
 
@@ -150,9 +148,9 @@ def solve_with_fewest_colors(task: Task, x: Tensor, solve: Callable[[Tensor], It
     """
     results: dict[int, Answers] = {}
     attempts: list[dict[int, str]] = [{} for _ in x]
-    first_colors = [max(FEWEST_COLORS, int(task.colors_of(row))) for row in x]
+    first_colors = [max(task.min_colors, int(task.colors_of(row))) for row in x]
     pending = list(range(len(x)))
-    for colors in range(FEWEST_COLORS, task.max_colors + 1):
+    for colors in range(task.min_colors, task.max_colors + 1):
         rows: dict[int, Tensor] = {}
         for i in pending:
             if colors < first_colors[i]:

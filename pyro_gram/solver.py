@@ -289,8 +289,8 @@ class Solver:
                 frequent answer unless the value head trusts another clearly more (``sampling.selection``);
                 ``verified``, the most frequent answer that the task's check accepts (none if no sample is right).
             colors: the largest number of colours of an answer, in tasks that have such a number
-                (``Task.max_colors``). With None these tasks try 3 colours (or as many as the text of an input says),
-                then one more and so on, until a sample is right.
+                (``Task.max_colors``). With None these tasks try the fewest colours, or as many as the text of an input
+                says, then one more and so on, until a sample is right.
             **settings: ``temper``, ``halt``, ``draws``, ``sweeps``, ``memory``, ``progress``, as for :meth:`sample`.
 
         Raises:
@@ -310,7 +310,7 @@ class Solver:
         **settings: Unpack[SampleSettings],
     ) -> Iterator[Answers]:
         """Yield the results of :meth:`solve` batch by batch. All inputs are checked before the first batch."""
-        from pyro_gram.answers import FEWEST_COLORS, solve_with_fewest_colors
+        from pyro_gram.answers import solve_with_fewest_colors
         from pyro_gram.tasks.inputs import input_with_colors
 
         for name in settings.keys() - SampleSettings.__annotations__.keys():
@@ -331,7 +331,7 @@ class Solver:
             with generator_lock():
                 tokens = input_with_colors(self.task, tokens, to_int("colors", colors))
         self._check_selection(select, tokens)
-        finds_colors = colors is None and self.task.max_colors > FEWEST_COLORS
+        finds_colors = colors is None and self.task.max_colors > self.task.min_colors
 
         def solve_batch(number: int, batch: Tensor) -> Iterator[Answers]:
             batch_seed = _batch_seed(seed, number)

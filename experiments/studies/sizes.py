@@ -2,8 +2,7 @@
 
 ``python experiments/studies/sizes.py CHECKPOINT [CHECKPOINT ...]``: checkpoints of one task that differ in their seed.
 Answers are sampled as ``solve.py`` samples them by default, with halting. Graphs are also coloured by DSATUR
-(networkx), and graphs and boards of queens solved by python-sat. The exact solver is faster on all of them; it returns
-one answer, and no frequencies.
+(networkx), and graphs and boards of queens solved by python-sat, which must be installed (extra ``sat``).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import check_writable, read_json, write_json
 from pyro_gram.system.machine import environment
-from pyro_gram.tasks.coloring.exact import is_colorable
+from pyro_gram.tasks.coloring.exact import has_sat_solver, is_colorable
 from pyro_gram.tasks.nqueens.exact import has_completion
 
 HERE = Path(__file__).parent
@@ -148,6 +147,8 @@ def board_groups(solver: Solver, count: int) -> Iterator[Group]:
         yield Group(f"{rows} rows", texts)
     if is_queens:
         for n in QUEENS_SIZES:
+            if n in task.config.sizes:
+                continue
             boards = task.fresh_boards(n, count, SEED)
             yield Group(f"{n} rows, never trained", [task.format_input(x) for x in boards.inputs])
 
@@ -266,6 +267,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.inputs < 1:
         raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
+    if not has_sat_solver():
+        raise UserError("the exact solver is missing: pip install python-sat")
     if arguments.out is not None:
         check_writable(arguments.out)
     solvers = [pyro_gram.load(path) for path in arguments.checkpoints]

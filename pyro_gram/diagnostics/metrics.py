@@ -130,6 +130,8 @@ def coverage_limit(num_solutions: Tensor, num_samples: int) -> Tensor:
 def excess(full: Tensor, num_solutions: Tensor, log_namings: Tensor | float = 0.0) -> Tensor:
     """Return how far the full bound (Eq. 13) is below the bound of a perfect model: -ELBO - log m, nats, ``[B]``.
 
+    m is the number of solutions, counting all names of exchangeable values.
+
     Each value is an estimate from one uniformly drawn target and one draw of the guide. The mean e of the values over
     inputs is 0 for a perfect model. By Jensen's inequality an answer *sampled* at the end of a prior trajectory is
     right with probability exp(-e) at least. Accuracy counts the most probable answer; this bound does not hold for it.

@@ -206,7 +206,7 @@ def neutralize_padding(distribution: Any, mask: Tensor | None) -> Any:
         logits = torch.where(mask[..., None, None], distribution.logits, uniform)
         return Codes(logits, distribution.temperature)
     raise ConfigError(
-        f"a {type_of(distribution)} has no form for padding: give inputs of one size at a time, or use --prior gaussian"
+        f"a {type_of(distribution)} has no form for padding: use --prior gaussian, or a task with inputs of one size"
     )
 
 

@@ -71,6 +71,10 @@ class RelationalModule(nn.Module):
         check_mixer(config.mixer, spec, config.heads, config.prefix)
         self.has_relations = reads_relations(config.mixer)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy keeps: not what belongs to the inputs of the last call."""
+        return self.__dict__ | {"structure": None, "bias": None}
+
     def read(self, x: Tensor | None) -> Tensor | None:
         """Set :attr:`structure` and :attr:`bias` for the inputs ``x [..., *event]``. Return the tokens to embed."""
         if not self.has_relations or x is None:

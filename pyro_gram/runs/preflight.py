@@ -52,9 +52,15 @@ def check_guide_capacity(solver: Solver) -> None:
 
 
 def check_rollout(solver: Solver) -> None:
-    """Run one trajectory. Raises ConfigError if the prior cannot have the temper that the config sets."""
+    """Run a trajectory of a smallest and of a largest input.
+
+    Raises:
+        ConfigError: the prior cannot have the temper that the config sets, or has no form for padding.
+    """
     x = solver.task.split("test").inputs
-    x = to_device_of(solver.model, None if x is None else x[:1])
+    if x is not None:
+        sizes = solver.task.spec.sizes_of(x)
+        x = to_device_of(solver.model, x[[int(sizes.argmin()), int(sizes.argmax())]])
     rollout(solver.model, x, num_samples=1, depth=1, temper=solver.config.temper)
 
 

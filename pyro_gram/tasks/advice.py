@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.registry import TASKS
-from pyro_gram.system.files import read_json
+from pyro_gram.system.files import read_json, read_toml_tables
 
 if TYPE_CHECKING:
     from pyro_gram.tasks.base import Task
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"  # the checkpoints that come with the package
+PRESETS = Path(__file__).parents[2] / "experiments" / "presets"
+DEFAULT_PRESET, LAPTOP_PRESETS = "cpu", ("cpu", "sizes")  # a preset whose name begins so is for a laptop
 
 
 def suggest_checkpoint(task: Task, size: int) -> str:
@@ -35,13 +38,27 @@ def suggest_checkpoint(task: Task, size: int) -> str:
 
 def suggest_training(task_class: type[Task], name: str, size: int) -> str:
     """Return the command that trains a checkpoint of a size that no checkpoint has, or why there can be none."""
-    field = task_class.size_field
+    field, settings = task_class.size_field, _settings_of_presets(name)
+    command = f"no checkpoint here has this size; train one: python experiments/run.py --task {name}"
+    sizes_of = {preset: task_class.Config(**table).solved_sizes for preset, table in settings.items()}
+    for preset, sizes in sizes_of.items():
+        if size in sizes:
+            return f"{command} --preset {preset}"
     try:
-        task_class.Config(**{field: size})
+        task_class.Config(**{**settings.get(DEFAULT_PRESET, {}), field: size})
     except ConfigError as e:
-        return f"no checkpoint can have this size ({e})"
-    command = f"python experiments/run.py --task {name} --task.{field} {size} --out runs/{field}{size}"
-    return f"no checkpoint here has this size; train one: {command}"
+        all_sizes = sorted({*itertools.chain(*sizes_of.values())})
+        listed = f"{all_sizes[0]} to {all_sizes[-1]}" if len(all_sizes) > 5 else ", ".join(map(str, all_sizes))
+        reason = f"the presets have {listed}" if all_sizes else str(e)
+        return f"no checkpoint can have this size ({reason})"
+    return f"{command} --task.{field} {size} --out runs/{field}{size}"
+
+
+def _settings_of_presets(name: str) -> dict[str, dict[str, Any]]:
+    """Return the settings of a task in each of its presets for a laptop; nothing without the repository."""
+    path = PRESETS / f"{name}.toml"
+    tables = read_toml_tables(path) if path.is_file() else {}
+    return {preset: table.get("task", {}) for preset, table in tables.items() if preset.startswith(LAPTOP_PRESETS)}
 
 
 def checkpoint_of_size(name: str, size: int) -> Path | None:

@@ -192,6 +192,7 @@ class Task(ABC):
     difficulty_label: ClassVar[str] = ""  # an axis label for ``difficulty``
     max_size: int | None = None  # the size of the largest input that is read; None for that of the splits
     size_field: ClassVar[str] = ""  # the config field of an input's size; the config has ``solved_sizes``
+    min_colors: int = 0  # the number of colours that is tried first
     max_colors: int = 0  # the largest number of colours that ``with_colors`` accepts; 0 if the task has no such number
     paper_name: str = ""  # the key of this task in diagnostics/paper.toml; empty if the paper has no such task
 
@@ -297,6 +298,10 @@ class Task(ABC):
         if not is_number or len(words) != math.prod(shape) or any(int(word) >= vocabulary for word in words):
             raise InputError(f"an input is {math.prod(shape)} whole numbers from 0 to {vocabulary - 1}")
         return torch.tensor([int(word) for word in words]).view(shape)
+
+    def vertex_names(self, text: str) -> list[str]:
+        """Return how a text that :meth:`parse` reads calls the vertices of its graph; nothing if it counts from 0."""
+        return []
 
     def format_input(self, x: Tensor | None) -> str:
         """Return one input as a text that :meth:`parse` reads; an empty text for p(x)."""

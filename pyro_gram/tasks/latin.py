@@ -101,6 +101,7 @@ class Latin(Task):
         self.boards = BoardSizes([make_geometry(m) for m in range(smallest, n + 1)], first_class=0)
         structure = partial(board_structure, relations_of=relations, sizes=self.boards.sizes, first_class=0, classes=n)
         padding = PADDING if smallest < n else None
+        self.max_size = n**2 if smallest < n else None
         self.spec = TaskSpec(n**2, None, n + FIRST_DIGIT, n**2, n, structure=structure, relations=3, padding=padding)
 
     def violations(self, x: Tensor | None, y: Tensor) -> Tensor:

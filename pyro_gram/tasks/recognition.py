@@ -20,7 +20,7 @@ from pyro_gram.tasks.arc.files import is_collection, is_puzzle
 from pyro_gram.tasks.base import NO_PUZZLE
 from pyro_gram.tasks.board_text import clean_line, is_rule
 from pyro_gram.tasks.coloring.any_graph_text import has_suffix, is_edge_list, read_graph, split_any_graphs
-from pyro_gram.tasks.coloring.text import has_graph6_length, is_dimacs
+from pyro_gram.tasks.coloring.text import has_graph6_length, is_dimacs, without_comments
 from pyro_gram.tasks.nqueens.text import MIN_SIZE, parse_queens, split_queens
 from pyro_gram.tasks.sudoku.boards import SIZES, conflicts
 from pyro_gram.tasks.sudoku.data import BLANKS
@@ -127,6 +127,7 @@ def _try_puzzles(pieces: Sequence[PuzzleText], parse: Parse) -> list[Puzzle]:
 
 
 def _graphs(text: str) -> list[Puzzle]:
+    text = without_comments(text)
     if not numbered_lines(text):
         return []
     is_list = is_edge_list(text)
@@ -154,7 +155,7 @@ def _has_names_of_vertices(text: str) -> bool:
 
 def _resembles_graphs(text: str) -> bool:
     """Return whether a text is DIMACS, graph6 with more on its lines, another format for graphs, or a list of edges."""
-    lines = [line for _, line in numbered_lines(text)][:MAX_PUZZLES]
+    lines = [line for _, line in numbered_lines(without_comments(text))][:MAX_PUZZLES]
     if not lines or is_dimacs(lines) or GRAPH_FILE.match(text):
         return bool(lines)
     return (
@@ -286,8 +287,10 @@ def _parse_latin(text: str, on_size: Callable[[int], None]) -> None:
     digits = [[_digit(cell) for cell in row] for row in rows]
     lines_of_digits = [[digit for digit in line if digit] for line in (*digits, *zip(*digits, strict=True))]
     highest = max(itertools.chain(*lines_of_digits), default=0)
-    if not 1 < highest <= size or any(len(set(line)) < len(line) for line in lines_of_digits):
-        raise InputError("no Latin square")  # a board of blanks and 1 is a board of queens
+    if not 0 < highest <= size or any(len(set(line)) < len(line) for line in lines_of_digits):
+        raise InputError("no Latin square")
+    if highest == 1 and any("0" in row for row in rows):
+        raise InputError("no Latin square")  # a board of 0 and 1 is a board of queens
 
 
 def _digit(cell: str) -> int:

@@ -63,7 +63,7 @@ class FailedInput:
 
     def show(self) -> str:
         """Return the line that is printed without ``--json``."""
-        return f"{make_printable(self.text, 80)}: not solved: {make_printable(self.error)}\n"
+        return f"{make_printable(' '.join(self.text.split()), 80)}: not solved: {make_printable(self.error)}\n"
 
     def to_dict(self) -> dict[str, str]:
         """Return the object that ``--json`` prints."""
@@ -94,3 +94,11 @@ def read_inputs(task: Task, text: str, colors: int | None, keep_going: bool) -> 
                 raise error from None
             inputs.append(FailedInput(piece.text.strip(), str(error)))
     return inputs
+
+
+def names_of_vertices(task: Task, text: str, inputs: list[Tensor | FailedInput]) -> list[list[str]]:
+    """Return how a text calls the vertices of each of its inputs; nothing where it counts them from 0."""
+    if not task.max_colors:
+        return [[] for _ in inputs]
+    pieces = zip(task.puzzle_texts(text), inputs, strict=True)
+    return [[] if isinstance(x, FailedInput) else task.vertex_names(piece.text) for piece, x in pieces]

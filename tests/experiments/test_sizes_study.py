@@ -42,7 +42,8 @@ def test_each_size_has_a_row_over_all_seeds(save, tmp_path):
         for row in one["groups"].values():
             assert row["inputs"] == 2
             assert 0 <= row["right"] <= row["solved"] <= 1
-            assert row["coverage"] <= row["coverage_ratio"]
+            assert row["coverage"] == pytest.approx(row["coverage_ratio"] * row["coverage_limit"])
+            assert row["coverage_limit"] > 0.5
     assert lines[0].split("|")[1:5] == [" inputs ", " number ", " right samples ", " vote "]
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["3 rows", "4 rows"]
 

@@ -104,7 +104,7 @@ def test_a_terminal_is_not_waited_for(monkeypatch, capsys):
         ("." * 81, [], "the board is 9x9; .*train one: python experiments/run.py --task sudoku --task.size 9"),
         ("p sp 3000000 1", [], "the graph has 3000000 vertices; this task reads 3 to 64"),
         (SUDOKU.replace("412", "442"), [], "the clues contradict each other"),
-        (SUDOKU.replace(".412", ".41"), [], "4 rows of 3 or 4 cells|3 rows|one line|board has"),
+        (SUDOKU.replace(".412", ".41"), [], r"line 1: 3 cells \(2 digits and 1 blanks\), and a 4x4 board has 16"),
         ("....\n" * 4, [], "a.txt may be a puzzle of nqueens or sudoku: decide with --task or --checkpoint"),
         ("hello world", [], "a.txt is of no notation that is recognized"),
         ("C~", ["--colors", "3"], "^error: a.txt: the graph is not 3-colourable .*: allow more, up to 6"),
@@ -201,6 +201,19 @@ def test_the_output_says_how_many_colours_were_needed(distinct_valid, fewer, lin
     second_line = experiments.solve.format_solved(solver, answers).splitlines()[1]
     assert second_line.startswith(f"  with {colors} colours")
     assert line in second_line
+
+
+def test_the_output_says_what_the_text_calls_the_vertices(tmp_path, capsys):
+    path = tmp_path / "cities.csv"
+    path.write_text("source,target\nBern,Paris\nParis,Rome\nRome,Bern\n")
+    dimacs = tmp_path / "graph.col"
+    dimacs.write_text("p edge 3 2\ne 1 2\ne 2 3\n")
+    assert cli(experiments.solve.main, path, dimacs, "--num-samples", 2, "--depth", 1) == 0
+    out = capsys.readouterr().out
+    assert "  vertices: 0 is Bern, 1 is Paris, 2 is Rome\n" in out
+    assert "  vertices: 0 to 2 are 1 to 3 of the text\n" in out
+    assert cli(experiments.solve.main, path, "--json", "--num-samples", 2, "--depth", 1) == 0
+    assert json.loads(capsys.readouterr().out)["vertices"] == ["Bern", "Paris", "Rome"]
 
 
 def test_the_first_right_answer_is_drawn():

@@ -128,11 +128,12 @@ def test_long_inputs_agree_with_the_fused_operations(monkeypatch, shape):
 def test_half_precision_sees_the_same_relations():
     stack = make_stack("relations", 1, L, D, HEADS, 12)
     x, bias = torch.randn(2, L, D), make_structure(make_relations(2)).attention_bias(HEADS)
+    exact = stack(x, bias)
     with torch.autocast("cpu", torch.bfloat16):
-        assert (stack(x, bias) - stack(x, bias).float()).abs().max() < 0.1
         y = stack(x, bias)
-    assert (y - stack(x, bias)).abs().max() < 0.1
-    assert (stack.bfloat16()(x.bfloat16(), bias) - y).abs().max() < 0.2
+        other = stack(x, bias.flip(-1))
+    assert 0 < (y - exact).abs().max() < 0.1 < (other - exact).abs().max()
+    assert (stack.bfloat16()(x.bfloat16(), bias) - exact).abs().max() < 0.2
 
 
 # ---- means over positions --------------------------------------------------------------------------------------------
@@ -210,8 +211,13 @@ def test_a_spec_and_a_model_that_has_read_an_input_can_be_copied_and_pickled():
     assert torch.equal(spec.structure(x).relations, SPECS["graphs"].structure(x).relations)
     model, guide = make_program(spec)
     guide(x, y)
-    copied_model, _ = deepcopy((model, guide))
-    assert torch.equal(copied_model.mask, model.mask)
+    size = len(pickle.dumps(model))
+    guide(torch.cat([x] * 50), torch.cat([y] * 50))
+    assert len(pickle.dumps(model)) == size  # the relations of the last inputs are not copied
+    copied_model, copied_guide = deepcopy((model, guide))
+    assert copied_model.structure is copied_model.bias is None
+    copied_guide(x, y)
+    assert copied_model.mask.shape == (len(x), x.shape[-1])
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from experiments.run import parse
 from pyro_gram.errors import UserError
 from pyro_gram.presets import read_preset
+from pyro_gram.registry import TASKS
 from pyro_gram.runs.run import read_rows, truncate_metrics
 from pyro_gram.system.files import read_json, read_toml_tables
 from pyro_gram.tasks import advice
@@ -60,6 +62,17 @@ def test_advice_names_a_fitting_checkpoint_in_every_encoding(tmp_path, monkeypat
     assert advice.suggest_checkpoint(Coloring(ColoringConfig()), 9) == (
         f"--checkpoint {tmp_path / 'nine.safetensors'} solves vertices = 9"
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "size"),
+    [("coloring", 14), ("coloring", 8), ("nqueens", 12), ("nqueens", 25), ("latin", 4), ("latin", 8), ("sudoku", 9)],
+)
+def test_the_advised_command_trains_a_model_of_this_size(task, size):
+    text = advice.suggest_training(TASKS.get(task), task, size)
+    command = text.partition("train one: python experiments/run.py ")[2]
+    config, _ = parse(command.split())
+    assert size in config.task.solved_sizes
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,30 @@ def test_a_number_of_colors_without_need_is_read_and_not_written(task):
     assert read(task, "GCR`v_ colors=3\nGCR`v_ ........\n>>sparse6<<:Cdv 0...") == ["GCR`v_", "GCR`v_", "Ch 0..."]
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Bern,Paris\nParis,Rome", ["Bern", "Paris", "Rome"]),
+        ("source,target\nBern,Paris\nParis,Rome", ["Bern", "Paris", "Rome"]),
+        ("Node1 Node2\n7 30\n5 30", ["5", "7", "30"]),
+        ("from,to\nfrom,A\nA,B", ["from", "to", "A", "B"]),  # a heading has no vertex of the graph
+        ("p edge 3 2\ne 1 2\ne 2 3", ["1", "2", "3"]),
+        ("0 1\n1 2", []),
+        ("GCR`v_", []),
+    ],
+)
+def test_the_names_of_vertices_are_those_of_the_text(task, text, names):
+    assert task.vertex_names(text) == names
+    assert len(names) in (0, int(task.spec.sizes_of(task.parse(text))))
+
+
+@pytest.mark.parametrize(
+    "text", ["Bw # a triangle", "0 1 # c\n1 2 // d\n2 0", "p edge 3 3\ne 1 2 # x\ne 2 3 // y\ne 1 3"]
+)
+def test_a_comment_may_end_a_line(task, text):
+    assert read(task, text) == ["Bw"]
+
+
 def test_a_file_may_mix_graphs_with_and_without_clues(task):
     text = "# two graphs\nGCR`v_ 0..1....\nDUW\n>>graph6<<GCR`v_ colors=4\n"
     assert read(task, text) == ["GCR`v_ 0..1....", "DUW", "GCR`v_ colors=4"]
@@ -133,7 +157,7 @@ BAD_TEXTS = [
     ("0 1", "the graph has 2 vertices"),
     ("\n".join(f"{i} {i + 1}" for i in range(64)), "the graph has 65 vertices; this task reads 3 to 64"),
     (PATH + "3 3", "line 4: vertex 3 has a loop"),
-    ("source,target\n0,1\n1,2\n", "line 1: 'source target' is a heading"),
+    ("one,two\n0,1\n1,2\n", "line 1: 'one two' is a heading"),
     ("1 2\n01 3\n3 4", "a vertex has its number written in two ways"),
     ("0 1 0\n1 0 1\n0 1 0", "a list of numbers"),
     ("[[0, 1], [1, 2]]", "JSON"),
@@ -176,7 +200,8 @@ def test_without_sat_solver_small_graphs_are_checked_by_counting(task, without_s
     with pytest.raises(InputError, match=r"the graph is not 5-colourable \(checked exactly\): this task has no more"):
         task.parse_graph(K6)
     with pytest.raises(InputError, match=r"the graph is not 4-colourable \(checked exactly\)"):
-        task.parse(graph6(nx.complete_graph(5)) + " colors=4")
+        task.with_colors(task.parse(graph6(nx.complete_graph(5))), 4)
+    assert int(task.colors_of(task.parse(graph6(nx.complete_graph(5)) + " colors=4"))) == 4  # where a search begins
     sparse = nx.gnp_random_graph(64, 0.15, seed=0)  # counting takes long
     x = task.with_colors(task.parse_graph(sparse), 5)
     assert is_colorable(*task._exact_arguments(x)) == (None, "not decided")
@@ -204,7 +229,7 @@ def test_clues_can_make_a_coloring_impossible(task):
 def test_the_sat_solver_proves_and_colors(task):
     pytest.importorskip("pysat", reason="proofs come with the package python-sat")
     with pytest.raises(InputError, match=r"the graph is not 4-colourable \(proved by python-sat\)"):
-        task.parse(graph6(MYCIELSKI) + " colors=4")
+        task.with_colors(task.parse(graph6(MYCIELSKI)), 4)
     rng = np.random.default_rng(0)
     for colors in (3, 4, 5):
         for _ in range(20):

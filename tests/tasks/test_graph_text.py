@@ -133,7 +133,7 @@ def test_other_formats_are_refused_with_their_names(task):
     [
         (10, r"--checkpoint .*checkpoints/coloring.safetensors solves vertices = 10"),
         (40, r"--checkpoint .*checkpoints/coloring.safetensors solves vertices = 40"),
-        (70, "no checkpoint can have this size .vertices must lie between 3 and 12"),
+        (70, "no checkpoint can have this size .the presets have 3 to 64"),
     ],
 )
 def test_another_size_names_the_checkpoint_or_the_command(task, n, message):

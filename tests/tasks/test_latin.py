@@ -297,6 +297,17 @@ def test_texts_round_trip():
     assert torch.equal(torch.stack(list(task.read_inputs(boards))), puzzles.inputs)
 
 
+def test_the_tokens_of_smaller_squares_need_no_padding():
+    task = {"size": 5, "min_size": 4, "train": 60, "validation": 10, "test": 20}
+    solver = build_small(task_name="latin", task=task, model={"mixer": "relations", "heads": 4})
+    x = solver.task.split("test").inputs
+    small = x[solver.task.spec.sizes_of(x) == 16][:2]
+    short, long = (solver.sample(tokens, num_samples=3).tokens for tokens in (small[:, :16], small))
+    assert torch.equal(short[..., :16], long[..., :16])
+    with pytest.raises(InputError, match="17 tokens that are not padding are no board"):
+        solver.sample(torch.ones(1, 17, dtype=torch.long))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

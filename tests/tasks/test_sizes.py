@@ -6,9 +6,10 @@ import torch
 
 from pyro_gram.build import build
 from pyro_gram.config import make_run_config
-from pyro_gram.errors import InputError
+from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.inference.sites import ANSWER
+from pyro_gram.runs.preflight import check_rollout
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.steps import run_steps
 from pyro_gram.tasks.batches import TargetStream
@@ -130,11 +131,11 @@ def test_an_input_that_is_all_padding_is_refused():
 def test_all_names_of_solutions_are_right_answers_and_nothing_else_is(task):
     puzzles = task.split("test")
     sizes = task.spec.sizes_of(puzzles.inputs)
-    index = int((sizes == 4).nonzero()[0])
+    index, n = int(sizes.argmin()), int(sizes.min())
     x = puzzles.inputs[index]
     answers = task.with_all_names(x, puzzles.solutions_of(index))
-    every = torch.cartesian_prod(*[torch.arange(3)] * 4)
-    padded = torch.nn.functional.pad(every, (0, x.shape[-1] - 4))
+    every = torch.cartesian_prod(*[torch.arange(3)] * n)
+    padded = torch.nn.functional.pad(every, (0, x.shape[-1] - n))
     assert answers.tolist() == padded[task.is_valid(x.expand(len(every), -1, -1), padded)].tolist()
     counts = task.log_namings(x, puzzles.solutions_of(index)).exp().round()
     assert counts.sum() == len(answers)
@@ -153,6 +154,20 @@ def test_graphs_of_one_size_need_no_mask_and_take_every_prior_and_guide(names):
     assert solver.task.spec.structure(x).mask is None
     loss = MeanFieldELBO().loss(solver.model, solver.guide, x, y)
     assert torch.isfinite(torch.as_tensor(loss)).all()
+
+
+@pytest.mark.parametrize("prior", ["student_t", "mixture", "low_rank", "flow"])
+def test_a_prior_without_a_form_for_padding_is_refused_before_training_begins(prior):
+    with pytest.raises(ConfigError, match="no form for padding: use --prior gaussian, or a task with inputs of one"):
+        check_rollout(small_solver(prior=prior))
+    check_rollout(small_solver())
+
+
+def test_the_number_of_colours_of_a_text_is_where_the_search_begins():
+    solver = small_solver()
+    answers = solver.solve(["GCR`v_ colors=4", "C~ colors=3"], num_samples=2)
+    assert (answers[0].colors, answers[0].fewer_colors) == (4, {})
+    assert answers[1].fewer_colors == {3: "proved impossible"}
 
 
 def test_a_misspelt_option_of_solve_is_an_error():

@@ -36,7 +36,7 @@ class GraphsConfig:
 class Graphs(Task):
     Config = GraphsConfig
     max_size = LARGEST
-    max_colors = 4
+    min_colors, max_colors = 3, 4
 
     def __init__(self, config=None, data_dir=None):
         n = LARGEST_TRAINED

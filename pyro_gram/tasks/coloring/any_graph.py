@@ -16,7 +16,7 @@ from pyro_gram.errors import InputError
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.base import PuzzleSet
-from pyro_gram.tasks.coloring.any_graph_text import read_graph, split_any_graphs, write_suffix
+from pyro_gram.tasks.coloring.any_graph_text import read_graph, split_any_graphs, vertex_names, write_suffix
 from pyro_gram.tasks.coloring.config import MAX_POSITIONS, MIN_COLORS, MIN_VERTICES, ColoringConfig
 from pyro_gram.tasks.coloring.exact import count_partial_colorings, is_colorable
 from pyro_gram.tasks.coloring.graph_splits import make_splits
@@ -51,6 +51,7 @@ class GraphColoring(Coloring, layout="graph"):
     """
 
     max_size = MAX_POSITIONS
+    min_colors = MIN_COLORS
 
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:
         self.config = config
@@ -191,6 +192,9 @@ class GraphColoring(Coloring, layout="graph"):
         graph = read_graph(text, self._check_order)
         return self._input_from(graph.order, graph.edges, graph.clues, graph.colors)
 
+    def vertex_names(self, text: str) -> list[str]:
+        return vertex_names(text)
+
     def parse_graph(self, graph: nx.Graph) -> Tensor:
         """Convert a simple graph. The attribute ``color`` of a vertex is its clue, a whole number from 0.
 
@@ -220,8 +224,7 @@ class GraphColoring(Coloring, layout="graph"):
     ) -> Tensor:
         """Return the tokens of a graph. Raises InputError if it is proved that it has no colouring.
 
-        ``colors`` is the number of colours that the input may use; None: three, or more if a clue has a higher colour.
-        Then it is checked that the most colours of the task suffice.
+        ``colors`` is the number of colours that is tried first; None: three, or more if a clue has a higher colour.
         """
         largest_clue = max(clues)
         if largest_clue >= self.max_colors:
@@ -236,7 +239,7 @@ class GraphColoring(Coloring, layout="graph"):
         num_colors = torch.tensor(max(MIN_COLORS, largest_clue + 1))
         x = encode_graphs(adjacency, torch.tensor(clues), num_colors, self.max_colors, max(self.n, order))
         x = x if colors is None else self.replace_colors(x, colors)
-        self._check_colorable(x, self.max_colors if colors is None else colors)
+        self._check_colorable(x, self.max_colors)
         return x
 
     def _check_colorable(self, x: Tensor, colors: int) -> None:

@@ -14,10 +14,20 @@ from dataclasses import dataclass
 
 from pyro_gram.errors import InputError
 from pyro_gram.system.text import LineError, PuzzleText, normalize_text, numbered_lines
-from pyro_gram.tasks.coloring.text import HEADER, Edges, has_graph6_length, is_dimacs, parse_graph, split_graphs
+from pyro_gram.tasks.coloring.text import (
+    HEADER,
+    Edges,
+    has_graph6_length,
+    is_dimacs,
+    parse_graph,
+    split_graphs,
+    without_comments,
+)
 
 CLUES = re.compile(r"[0-9.]+")
 COLORS = re.compile(r"colors=([0-9]{1,2})")
+HEADINGS = {frozenset(pair.split()) for pair in ("source target", "from to", "src dst", "start end", "u v", "a b")}
+HEADINGS |= {frozenset((f"{word}1", f"{word}2")) for word in ("node", "vertex", "v", "n", "id")}
 EMPTY_DATA = "{}"  # networkx.write_edgelist puts this after each edge
 
 
@@ -43,6 +53,20 @@ def split_any_graphs(text: str) -> list[PuzzleText]:
     return [PuzzleText(text, 1)] if is_edge_list(text) else split_graphs(text)
 
 
+def vertex_names(text: str) -> list[str]:
+    """Return how a text that can be read calls the vertices of its graph, in order; nothing if it counts from 0.
+
+    >>> vertex_names("Bern,Paris\\nParis,Rome")
+    ['Bern', 'Paris', 'Rome']
+    """
+    if is_edge_list(text):
+        names = _names_of(_rows_of(text))
+        return [] if names == [str(i) for i in range(len(names))] else names
+    if not is_dimacs(normalize_text(text).split("\n")):
+        return []
+    return [str(vertex + 1) for vertex in range(read_graph(text, lambda order: None).order)]
+
+
 def read_graph(text: str, check_order: Callable[[int], None]) -> GraphText:
     """Read one graph.
 
@@ -57,7 +81,8 @@ def read_graph(text: str, check_order: Callable[[int], None]) -> GraphText:
         order, edges = _parse_edge_list(text)
         check_order(order)
         return GraphText(order, edges, [-1] * order)
-    if not is_dimacs(normalize_text(text).split("\n")):
+    text = without_comments(text)
+    if not is_dimacs(text.split("\n")):
         lines = [line for _, line in numbered_lines(text)]
         if lines and has_suffix(lines[-1]):
             graph, *words = lines[-1].split()
@@ -114,12 +139,26 @@ def _words_of(line: str) -> list[str]:
     return words[:-1] if words[2:] == [EMPTY_DATA] else words
 
 
+def _rows_of(text: str) -> list[tuple[int, list[str]]]:
+    """Return the words of each line of a list of edges with the number of the line, without a heading."""
+    rows = [(number, _words_of(line)) for number, line in numbered_lines(without_comments(text))]
+    words = {word for _, words in rows[1:] for word in words}
+    has_heading = len(rows) > 1 and frozenset(map(str.lower, rows[0][1])) in HEADINGS and not words & {*rows[0][1]}
+    return rows[has_heading:]
+
+
+def _names_of(rows: list[tuple[int, list[str]]]) -> list[str]:
+    """Return the names of vertices: numbers in their order, other names as they appear."""
+    names = list(dict.fromkeys(word for _, words in rows for word in words))
+    return sorted(names, key=int) if all(name.isascii() and name.isdecimal() for name in names) else names
+
+
 def is_edge_list(text: str) -> bool:
     """Return whether each line names an edge or a vertex, and the lines are no graphs in graph6.
 
     A file in DIMACS has lines of three words; a text of comments only is no list of edges.
     """
-    lines = [line for _, line in numbered_lines(text)]
+    lines = [line for _, line in numbered_lines(without_comments(text))]
     first_words = [line.split()[0] for line in lines]
     if all(word[0] in ":;&>" or has_graph6_length(word) for word in first_words):
         return False
@@ -135,13 +174,11 @@ def _parse_edge_list(text: str) -> tuple[int, Edges]:
     Raises:
         LineError: a line is a loop, or a heading over numbers.
     """
-    rows = [(number, _words_of(line)) for number, line in numbered_lines(text)]
-    names = list(dict.fromkeys(word for _, words in rows for word in words))
+    rows = _rows_of(text)
+    names = _names_of(rows)
     has_numbers = [name.isascii() and name.isdecimal() for name in names]
     if all(has_numbers):
-        names.sort(key=int)
-        by_number = {int(name): name for name in names}
-        if len(by_number) < len(names):
+        if len({int(name) for name in names}) < len(names):
             raise InputError("a vertex has its number written in two ways (1 and 01): write each number in one way")
     elif all(has_numbers[2:]) and len(names) > 3 and not any(has_numbers[:2]):
         raise LineError(rows[0][0], f"{' '.join(rows[0][1])!r} is a heading, not an edge: remove it")

@@ -27,8 +27,9 @@ class ColoringConfig:
             one token for each pair of vertices (1 no edge, 2 edge), then a blank for each vertex; answers are
             3 + colour. ``graph``: graphs of any size, which may have clues (vertices with a given colour).
         train: number of graphs to train on, without the planted ones.
-        validation: number of graphs to validate on.
-        test: number of graphs to test on.
+        validation: number of graphs to validate on. Of several sizes, fewer remain: those that equal a graph of another
+            split without vertices that have no edge are left out.
+        test: number of graphs to test on, in the same way.
         data_seed: seed of the graphs and the splits; runs with equal seeds can be compared.
         colors: the most colours that an input may use (layout ``graph``). Each input has its own number, from 3 on.
         min_vertices: the smallest number of vertices of a graph (layout ``graph``); 0: all graphs have ``vertices``.

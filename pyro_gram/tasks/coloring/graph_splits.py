@@ -26,6 +26,7 @@ SPARE_GRAPHS = 64  # graphs that are drawn for each size beyond its even share
 BARREN_BATCHES = 20  # so many batches without a new graph end the drawing: there are too few of this size
 MAX_LISTED = 64  # the colourings of planted graphs are listed if there are at most so many
 SEARCH_LIMIT = 256  # partial colourings at which the search for them is given up
+KEY_BATCH = 1000  # graphs whose invariants are computed at once
 MAX_PLANTED_DRAWS = 1000  # so many times graphs that are isomorphic to held-out ones are drawn again
 
 
@@ -160,12 +161,13 @@ def _parts_of(config: ColoringConfig, total: int, limits: list[int], name: str) 
 # ---- planted graphs ------------------------------------------------------------------------------------------------
 
 
-def planted_puzzles(config: ColoringConfig, held_out: set[bytes]) -> PuzzleSet:
+def planted_puzzles(config: ColoringConfig, held_out: set[tuple[int, bytes]]) -> PuzzleSet:
     """Draw the planted graphs of the training split.
 
     Args:
         config: settings of the task.
-        held_out: the invariants of the graphs of validation and test. No planted graph is isomorphic to one of them.
+        held_out: the sizes and invariants of the graphs of validation and test. No planted graph is isomorphic to one
+            of them.
     """
     rng = np.random.default_rng((config.data_seed, 1))
     sizes = range(config.min_vertices, config.planted_vertices + 1)
@@ -175,14 +177,14 @@ def planted_puzzles(config: ColoringConfig, held_out: set[bytes]) -> PuzzleSet:
 
 
 def _planted_of_size(
-    rng: np.random.Generator, config: ColoringConfig, n: int, count: int, held_out: set[bytes]
+    rng: np.random.Generator, config: ColoringConfig, n: int, count: int, held_out: set[tuple[int, bytes]]
 ) -> PuzzleSet:
     """Draw ``count`` planted graphs of n vertices as puzzles, padded to the largest size."""
     graphs = draw_planted(rng, n, draw_num_colors(rng, config.colors, count))
     for _ in range(MAX_PLANTED_DRAWS):
         is_held_out = np.zeros(count, bool)
         if n in config.sizes:
-            is_held_out = np.array([key in held_out for key in isomorphism_invariants(graphs.adjacency)], bool)
+            is_held_out = np.array([(n, key) in held_out for key in isomorphism_invariants(graphs.adjacency)], bool)
         if not is_held_out.any():
             return _puzzles_of(graphs, config)
         graphs = _replace(graphs, is_held_out, draw_planted(rng, n, graphs.num_colors[is_held_out]))
@@ -239,17 +241,42 @@ def _puzzles_of(graphs: PlantedGraphs, config: ColoringConfig) -> PuzzleSet:
 
 
 def make_splits(config: ColoringConfig) -> dict[str, PuzzleSet]:
-    """Return the three splits, each in random order."""
+    """Return the three splits, each in random order.
+
+    Held-out graphs that equal a graph of another split, but for the number of vertices without edges, are left out.
+    """
     generator = torch.Generator().manual_seed(config.data_seed)
     graphs = draw_split_graphs(config)
     splits = {}
     for name in SPLITS:
         sets = [part.puzzles(config.colors, config.largest_size) for part in graphs[name] if len(part)]
         if name == "train" and config.planted_graphs:
-            held_out: set[bytes] = set()
+            held_out: set[tuple[int, bytes]] = set()
             for part in graphs["validation"] + graphs["test"]:
-                held_out.update(isomorphism_invariants(part.adjacency))
+                held_out.update((part.size, key) for key in isomorphism_invariants(part.adjacency))
             sets.append(planted_puzzles(config, held_out))
         puzzles = PuzzleSet.concatenate(sets)
         splits[name] = puzzles.select(torch.randperm(len(puzzles), generator=generator))
+    if config.min_vertices:
+        _leave_out_equal_problems(splits, config)
     return splits
+
+
+def _leave_out_equal_problems(splits: dict[str, PuzzleSet], config: ColoringConfig) -> None:
+    """Leave out held-out graphs that equal a graph of another split without its vertices that have no edge.
+
+    Only graphs of different sizes can be concerned. In validation, those of the test split are left out too.
+    """
+    known: set[bytes] = set()
+    for name in ("train", "test", "validation"):
+        inputs = splits[name].inputs
+        assert inputs is not None
+        adjacency = decode_graphs(inputs, config.colors).adjacency.numpy()
+        keys = [
+            key
+            for part in np.array_split(adjacency, len(adjacency) // KEY_BATCH + 1)
+            for key in isomorphism_invariants(part)
+        ]
+        if name != "train":
+            splits[name] = splits[name].select(torch.tensor([i for i, key in enumerate(keys) if key not in known]))
+        known.update(keys)

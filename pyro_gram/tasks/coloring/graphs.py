@@ -7,6 +7,7 @@ import numpy as np
 from pyro_gram.tasks.coloring.listing import list_three_colorings
 
 COLORS = 3
+LONGEST_WALK = 12  # the spectrum of a graph of up to 12 vertices determines the numbers of longer walks
 
 
 def draw_graphs(rng: np.random.Generator, n: int, p: float, count: int) -> np.ndarray:
@@ -38,15 +39,18 @@ def _adjacency_of(edges: np.ndarray, n: int) -> np.ndarray:
 def isomorphism_invariants(graphs: np.ndarray) -> list[bytes]:
     """Return a key for each graph. Isomorphic graphs have equal keys; graphs that are not isomorphic rarely do.
 
-    A vertex is described by the numbers of walks, and of closed walks, of each length up to n that start at it. The
-    key is the sorted list of these descriptions. The numbers are exact, because they stay below 12^12.
+    Vertices without edges do not count: graphs that differ only in their number pose the same problem.
+
+    A vertex is described by the numbers of walks, and of closed walks, of each length up to ``LONGEST_WALK`` that start
+    at it. The key is the sorted list of these descriptions. The numbers are exact up to 20 vertices, because they stay
+    below 2^63; those of larger graphs are remainders.
     """
-    n = graphs.shape[-1]
     adjacency = graphs.astype(np.int64)
-    power = np.broadcast_to(np.eye(n, dtype=np.int64), adjacency.shape)
+    power = np.broadcast_to(np.eye(graphs.shape[-1], dtype=np.int64), adjacency.shape)
     columns = []
-    for _ in range(n):
+    for _ in range(LONGEST_WALK):
         power = power @ adjacency
         columns += [power.sum(-1), np.diagonal(power, axis1=-2, axis2=-1)]
-    descriptions = np.stack(columns, axis=-1)  # [graphs, n, 2n]
-    return [rows[np.lexsort(rows.T)].tobytes() for rows in descriptions]
+    descriptions = np.stack(columns, axis=-1)  # [graphs, n, 2 LONGEST_WALK]
+    has_edge = graphs.any(-1)
+    return [rows[np.lexsort(rows.T)].tobytes() for rows in map(np.compress, has_edge, descriptions, [0] * len(graphs))]

@@ -22,6 +22,7 @@ CheckOrder = Callable[[int], None]  # raises InputError if the task has another 
 HEADER = re.compile(r">>(graph6|sparse6|digraph6)<<")
 DIMACS_LINE = re.compile(r"\s*[peaPEA]\s")
 COMMENT_LINE = re.compile(r"\s*[cC]\s+\S")
+LATE_COMMENT = re.compile(r"(?m)(?<=\S)[ \t]+(#|//).*$")  # no graph in graph6 or sparse6 has these signs
 WEIGHT = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.I | re.A)  # a number that may follow an edge
 IGNORED_KEYS = ("n", "d", "v", "x")  # first words of skipped DIMACS lines: nodes, dimensions, geometry, parameters
 OTHER_FORMATS = (
@@ -35,9 +36,15 @@ OTHER_FORMATS = (
 )
 
 
+def without_comments(text: str) -> str:
+    """Return a text without the comments at the ends of its lines, which ``#`` or ``//`` begins after a space."""
+    return LATE_COMMENT.sub("", normalize_text(text))
+
+
 def split_graphs(text: str) -> list[PuzzleText]:
     """Cut a file into graphs: one on each line (graph6, sparse6), or one for each ``p`` line (DIMACS)."""
-    lines = normalize_text(text).split("\n")
+    text = without_comments(text)
+    lines = text.split("\n")
     if not is_dimacs(lines):
         return [PuzzleText(line, number) for number, line in numbered_lines(text) if HEADER.sub("", line)]
     starts = [i for i, line in enumerate(lines) if _key(line) == "p"]
@@ -55,7 +62,8 @@ def parse_graph(text: str, check_order: CheckOrder) -> Edges:
     Raises:
         InputError: the text is not exactly one graph, or the graph has a loop; a LineError for a wrong line of DIMACS.
     """
-    lines = normalize_text(text).split("\n")
+    text = without_comments(text)
+    lines = text.split("\n")
     if is_dimacs(lines):
         return _parse_dimacs(lines, check_order)
     lines = [line for _, line in numbered_lines(text)]

@@ -125,7 +125,9 @@ def _split_sizes(config: NQueensConfig) -> Splits:
     for name in SPLITS:
         parts = [splits[name] for splits in splits_by_size]
         if name == "train":
-            parts = [_resize(part, config.train_per_size, rng) for part in parts]
+            parts = [
+                _resize(part, config.train_per_size, rng, size) for part, size in zip(parts, config.sizes, strict=True)
+            ]
         mixed = PuzzleSet.concatenate([_pad(part, config.size) for part in parts])
         result[name] = mixed.select(torch.from_numpy(rng.permutation(len(mixed))))
     return result
@@ -174,10 +176,10 @@ def _split_sizes_by_orbit(config: NQueensConfig) -> list[Splits]:
     ]
 
 
-def _resize(puzzles: PuzzleSet, count: int, rng: np.random.Generator) -> PuzzleSet:
-    """Return ``count`` inputs: a random part of a large set, or a small set repeated."""
+def _resize(puzzles: PuzzleSet, count: int, rng: np.random.Generator, size: int) -> PuzzleSet:
+    """Return ``count`` inputs of one size: a random part of a large set, or a small set repeated."""
     if not len(puzzles):
-        raise ConfigError("a size has no training inputs: raise max_queens, or set split_by = input")
+        raise ConfigError(f"boards of {size} rows have no training inputs: raise max_queens, or set split_by = input")
     repeats, rest = divmod(count, len(puzzles))
     extra = torch.from_numpy(rng.permutation(len(puzzles))[:rest])
     return puzzles.select(torch.cat((torch.arange(len(puzzles)).repeat(repeats), extra)))

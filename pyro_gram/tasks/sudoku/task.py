@@ -63,6 +63,7 @@ class Sudoku(Task):
         )
         padding = None if has_one_size else PADDING
         self.spec = TaskSpec(cells, None, tokens, cells, tokens, structure=structure, relations=4, padding=padding)
+        self.max_size = None if has_one_size else cells
         if config.uses_files:
             data_folder(data_dir)  # report a wrong folder now, not when the data is needed
         self._splits = [Splits(config.of_size(size), data_dir) for size in sizes]
