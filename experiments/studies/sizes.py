@@ -241,7 +241,7 @@ def markdown(study: dict[str, Any]) -> str:
             coverage = f"{mean_and_sd([r['coverage'] for r in rows])} ({row['coverage_limit']:.3f})"
         shares = [mean_and_sd([r[key] for r in rows]) for key in TITLES]
         cells = [name, str(row["inputs"]), *shares, coverage, f"{mean(r['steps'] for r in rows):.1f}"]
-        cells += [f"{factor * row[key]:.{digits}f}" for _, key, factor, digits in baselines]
+        cells += [f"{factor * mean(r[key] for r in rows):.{digits}f}" for _, key, factor, digits in baselines]
         lines.append(f"| {' | '.join(cells)} |")
     times = [run["single_seconds"] for run in runs if "single_seconds" in run]
     if times:
