@@ -61,7 +61,7 @@ class Group:
     colors: int = 0
 
 
-def test_inputs(solver: Solver, count: int) -> Iterator[tuple[int, list[str]]]:
+def texts_by_size(solver: Solver, count: int) -> Iterator[tuple[int, list[str]]]:
     """Yield the texts of up to ``count`` inputs of each size in the test split."""
     inputs = solver.task.split("test").inputs
     assert inputs is not None
@@ -75,7 +75,7 @@ def test_inputs(solver: Solver, count: int) -> Iterator[tuple[int, list[str]]]:
 
 def coloring_groups(solver: Solver, count: int) -> Iterator[Group]:
     """Yield unseen test graphs by size, larger random graphs, planted graphs, and graphs with names."""
-    for n, texts in test_inputs(solver, count):
+    for n, texts in texts_by_size(solver, count):
         yield Group(f"random, {n} vertices", [nx.from_graph6_bytes(text.encode()) for text in texts], 3)
     for n in RANDOM_SIZES:
         yield Group(f"random, {n} vertices", random_colorable_graphs(n, count), 3)
@@ -142,7 +142,7 @@ def board_groups(solver: Solver, count: int) -> Iterator[Group]:
     """Yield unseen test boards by size; of queens, also boards of sizes that training never saw."""
     task: Any = solver.task
     is_queens = task.registered_name == "nqueens"
-    for length, texts in test_inputs(solver, count):
+    for length, texts in texts_by_size(solver, count):
         rows = length if is_queens else isqrt(length)  # an input has a token for each row, or for each cell
         yield Group(f"{rows} rows", texts)
     if is_queens:
@@ -241,7 +241,7 @@ def markdown(study: dict[str, Any]) -> str:
             coverage = f"{mean_and_sd([r['coverage'] for r in rows])} ({row['coverage_limit']:.3f})"
         shares = [mean_and_sd([r[key] for r in rows]) for key in TITLES]
         cells = [name, str(row["inputs"]), *shares, coverage, f"{mean(r['steps'] for r in rows):.1f}"]
-        cells += [f"{factor * row[key]:.{digits}f}" for _, key, factor, digits in baselines]
+        cells += [f"{factor * mean(r[key] for r in rows):.{digits}f}" for _, key, factor, digits in baselines]
         lines.append(f"| {' | '.join(cells)} |")
     times = [run["single_seconds"] for run in runs if "single_seconds" in run]
     if times:

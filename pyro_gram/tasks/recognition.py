@@ -28,7 +28,7 @@ from pyro_gram.tasks.sudoku.text import DIGITS, parse_puzzle, remove_answer, spl
 
 MAX_PUZZLES = 50  # so many puzzles of a text are tried
 MAX_CHARACTERS = 2**16  # so much of a text is read, unless it is JSON
-MAX_VERTICES = 10_000  # of a graph; larger ones are not read
+LARGEST_ORDER = 10_000  # of a graph; larger ones are not read
 SEPARATORS = " \t\n|+=,;[](){}\"'"
 QUEENS = "Qq\N{BLACK CHESS QUEEN}\N{WHITE CHESS QUEEN}"
 SIGNS_OF_QUEENS = set(QUEENS + "._-*01 ,;|\t")
@@ -135,7 +135,7 @@ def _graphs(text: str) -> list[Puzzle]:
     def parse(text: str, on_size: Callable[[int], None]) -> None:
         def check_order(order: int) -> None:
             on_size(order)
-            if not 0 < order <= MAX_VERTICES:
+            if not 0 < order <= LARGEST_ORDER:
                 raise InputError(f"a graph of {order} vertices")
 
         if is_edge_list(text) and not (is_list and _has_names_of_vertices(text)):

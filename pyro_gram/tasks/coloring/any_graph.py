@@ -17,7 +17,7 @@ from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
 from pyro_gram.tasks.base import PuzzleSet
 from pyro_gram.tasks.coloring.any_graph_text import read_graph, split_any_graphs, vertex_names, write_suffix
-from pyro_gram.tasks.coloring.config import MAX_POSITIONS, MIN_COLORS, MIN_VERTICES, ColoringConfig
+from pyro_gram.tasks.coloring.config import MAX_VERTICES, MIN_COLORS, MIN_VERTICES, ColoringConfig
 from pyro_gram.tasks.coloring.exact import count_partial_colorings, is_colorable
 from pyro_gram.tasks.coloring.graph_splits import make_splits
 from pyro_gram.tasks.coloring.graph_tokens import (
@@ -50,7 +50,7 @@ class GraphColoring(Coloring, layout="graph"):
         max_colors: the most colours that an input may use.
     """
 
-    max_size = MAX_POSITIONS
+    max_size = MAX_VERTICES
     min_colors = MIN_COLORS
 
     def __init__(self, config: ColoringConfig, data_dir: str | None = None) -> None:

@@ -10,8 +10,10 @@ from pyro_gram.tasks.base import SPLITS
 
 MIN_COLORS, MAX_COLORS = 3, 6
 MIN_VERTICES = 3
-MAX_VERTICES = 12  # graphs of the splits whose solutions are all listed; 12 vertices have about 3^11 / 2 colourings
-MAX_POSITIONS = 64  # the largest graph that can be solved
+MAX_LISTED_VERTICES = (
+    12  # graphs of the splits whose solutions are all listed; 12 vertices have about 3^11 / 2 colourings
+)
+MAX_VERTICES = 64  # the largest graph that can be solved
 GRAPH_FIELDS = ("colors", "min_vertices", "planted_graphs", "planted_vertices")  # other layouts ignore them
 
 
@@ -52,7 +54,7 @@ class ColoringConfig:
     def __post_init__(self) -> None:
         check_range(
             self,
-            vertices=(MIN_VERTICES, MAX_VERTICES),
+            vertices=(MIN_VERTICES, MAX_LISTED_VERTICES),
             edge_probability=(1e-6, 1 - 1e-6),
             **dict.fromkeys(SPLITS, AT_LEAST_1),
             colors=(MIN_COLORS, MAX_COLORS),
@@ -74,7 +76,7 @@ class ColoringConfig:
         if self.planted_graphs:
             if not self.min_vertices:
                 raise ConfigError("planted_graphs have several sizes: set min_vertices to the smallest one")
-            check_range(self, planted_vertices=(self.min_vertices, MAX_POSITIONS))
+            check_range(self, planted_vertices=(self.min_vertices, MAX_VERTICES))
         else:
             for name in ("colors", "planted_vertices"):
                 if name in changes:
@@ -90,7 +92,7 @@ class ColoringConfig:
     @property
     def solved_sizes(self) -> range:
         """The numbers of vertices of the graphs that a model of this task reads."""
-        return range(MIN_VERTICES, MAX_POSITIONS + 1) if self.min_vertices else self.sizes
+        return range(MIN_VERTICES, MAX_VERTICES + 1) if self.min_vertices else self.sizes
 
     @property
     def largest_size(self) -> int:
