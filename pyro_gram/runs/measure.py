@@ -147,7 +147,7 @@ def bounds_of(solver: Solver, x: Tensor | None, y: Tensor, depth: int, seed: int
         to_device_of(solver.model, x),
         to_device_of(solver.model, y),
         steps=depth,
-        surrogate_steps=solver.config.train.supervision_steps,
+        surrogate_steps=1 if model_traits(solver.model).has_lattice else solver.config.train.supervision_steps,
         seed=seed,
         max_traced=chunk_size(solver.task.spec.positions, 4 * MAX_TRACED),
     )

@@ -63,7 +63,8 @@ class Carry:
         if len(index):
             with torch.no_grad(), data_plates(index.shape) if x is None else nullcontext():
                 start = run_steps(model, None if x is None else x[index], None, None, 0).state
-            state = LatentState(*(old.index_copy(0, index, new) for new, old in zip(start, state, strict=True)))
+            pairs = [(old, new.expand_as(old[index])) for old, new in zip(state, start, strict=True)]
+            state = LatentState(*(old.index_copy(0, index, new) for old, new in pairs))
         if candidates is not None and self.candidates is not None:
             candidates = candidates.merge(self.finished, self.candidates)
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state, candidates)

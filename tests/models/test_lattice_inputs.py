@@ -88,6 +88,10 @@ def test_an_image_is_drawn_many_pixels_at_once():
     trainer = make_trainer(solver, supervision_steps=64, act=True, batch=8)
     trainer.train_batch(*trainer.batches(0))
     assert trainer.carry.state.h.shape == (8, 14 * 14, 2)
+    trainer.carry.finished[:] = torch.arange(8) < 3
+    restarted = trainer.carry.replace_finished(solver.model, *trainer.batches(1))
+    assert restarted.state.h[:3].min() == 1  # all values are open again
+    assert restarted.state.h[3:].sum() == trainer.carry.state.h[3:].sum() < 8 * 14 * 14 * 2
 
 
 def test_a_lattice_that_cannot_be_complete_is_refused():
