@@ -282,11 +282,11 @@ def check_arguments(arguments: Any) -> None:
     """Raise UserError for wrong options, before the checkpoint is read."""
     if arguments.files and arguments.input is not None:
         raise UserError("puzzles are named twice: give FILE or --input, not both")
-    check_counts(seed=arguments.seed, num_samples=arguments.num_samples)
-    for name in ("depth", "colors"):
+    for name in ("num_samples", "depth", "colors"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    check_counts(seed=arguments.seed, num_samples=arguments.num_samples)
     if arguments.halt is not None and not 0 <= arguments.halt <= 1:
         raise UserError(f"--halt is a probability, from 0 to 1, not {arguments.halt:g}")
     if arguments.memory is not None and not arguments.memory > 0:

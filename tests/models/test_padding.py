@@ -257,5 +257,7 @@ def test_uniform_corruption_needs_a_position_for_each_value():
 @pytest.mark.parametrize("prior", ["student_t", "mixture", "low_rank", "flow"])
 def test_other_priors_have_no_form_for_padding(prior):
     program, _ = make_program(SPECS["graphs"], prior=prior)
-    with pytest.raises(ConfigError, match="give inputs of one size at a time, or use --prior gaussian"):
+    with pytest.raises(
+        ConfigError, match="no form for padding: use --prior gaussian, or a task with inputs of one"
+    ):
         program(*make_pairs("graphs"))
