@@ -1,8 +1,10 @@
-"""Compare the settings of lattices in sampling: ``python experiments/studies/lattice.py CHECKPOINT [CHECKPOINT ...]``.
+"""Compare settings of sampling: ``python experiments/studies/settings.py CHECKPOINT [CHECKPOINT ...]``.
 
-Order, certainty, number of decisions at once, applications of f, floor and sweeps are changed one at a time. All
-variants do equal work: as many applications of f as 20 samples take with the checkpoint's own settings. The inputs are
-those of the validation split, so that settings may be chosen by this study. The checkpoints are seeds of one run.
+Of a lattice these are order, certainty, number of decisions at once, applications of f, floor and sweeps; of an
+autoregressive or a masked diffusion model, its floor and its sampling steps. They are changed one at a time. All
+variants do equal work: as many evaluations of the network as 20 samples take with the checkpoint's own settings. The
+inputs are those of the validation split, so that settings may be chosen by this study. The checkpoints are seeds of one
+run.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from pyro_gram.tasks.base import PuzzleSet
 HERE = Path(__file__).parent
 BUDGET, MAX_SAMPLES = 20, 80  # samples with the checkpoint's own settings, whose work all variants do; the most samples
 UNIFORM = 1e6  # an order that takes all open tokens alike
-VARIANTS: dict[str, dict[str, Any]] = {
+FLOORS = {f"floor {floor:g}": {"floor": floor} for floor in (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)}
+STEPS = {f"{steps} sampling steps": {"sampling_steps": steps} for steps in (8, 16, 32, 64)}
+VARIANTS: dict[str, dict[str, Any]] = {  # of a lattice
     "own settings": {},
     "most certain token next": {"order": 0.0},
     "order .05": {"order": 0.05},
@@ -46,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "f applied once less": {"low_steps": -1},
     "f applied once more": {"low_steps": 1},
     "f applied thrice more": {"low_steps": 3},
-    **{f"floor {floor:g}": {"floor": floor} for floor in (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)},
+    **FLOORS,
     "no sweep": {"sweeps": 0},
     "one sweep": {"sweeps": 1},
     "two sweeps": {"sweeps": 2},
@@ -54,12 +58,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 COLUMNS = {
     "right": "right samples",
-    "transitions": "transitions a sample",
+    "evaluations": "evaluations a sample",
     "samples": "samples for equal work",
     "coverage": "their coverage",
     "limit": "its limit",
     "excess": "total variation above perfect sampling",
 }
+
+
+def variants_of(solver: Solver) -> dict[str, dict[str, Any]]:
+    """Return the variants of a model. Raises UserError if it has no settings of sampling that are compared here."""
+    if model_traits(solver.model).has_lattice:
+        return VARIANTS
+    fields = vars(solver.config.model)
+    variants = (
+        {"own settings": {}} | (FLOORS if "floor" in fields else {}) | (STEPS if "sampling_steps" in fields else {})
+    )
+    if len(variants) == 1:
+        name = solver.config.names["model"]
+        raise UserError(f"model {name!r} has neither a lattice nor a floor: this study compares their settings")
+    return {"own settings": {}} | variants
 
 
 def measure_variant(solver: Solver, puzzles: PuzzleSet, changes: dict[str, Any], budget: float) -> dict[str, float]:
@@ -68,13 +86,18 @@ def measure_variant(solver: Solver, puzzles: PuzzleSet, changes: dict[str, Any],
     Args:
         solver: the checkpoint.
         puzzles: inputs whose solutions are all known.
-        changes: fields of the prior's config, ``floor`` or ``sweeps``, and an increment of ``low_steps``.
-        budget: applications of f for each input; 0 for those of ``BUDGET`` samples.
+        changes: fields of the configs of model and prior, ``floor``, ``sweeps``, and an increment of ``low_steps``.
+        budget: evaluations of the network for each input; 0 for those of ``BUDGET`` samples.
     """
     model: Any = deepcopy(solver.model)
-    fields = {name: value for name, value in changes.items() if name in ("order", "certainty", "count")}
-    model.prior.config = replace(model.prior.config, **fields)
-    model.config = replace(model.config, low_steps=max(1, model.config.low_steps + changes.get("low_steps", 0)))
+    has_lattice = model_traits(model).has_lattice
+    if has_lattice:
+        fields = {name: value for name, value in changes.items() if name in ("order", "certainty", "count")}
+        model.prior.config = replace(model.prior.config, **fields)
+        model.config = replace(model.config, low_steps=max(1, model.config.low_steps + changes.get("low_steps", 0)))
+    else:
+        model.config = replace(model.config, **changes)
+    floor = changes.get("floor", solver.config.temper.floor) if has_lattice else 0.0
     samples = rollout(
         model,
         puzzles.inputs,
@@ -82,17 +105,18 @@ def measure_variant(solver: Solver, puzzles: PuzzleSet, changes: dict[str, Any],
         depth=solver.config.depth,
         seed=solver.config.evaluate.seed,
         sweeps=changes.get("sweeps", solver.config.evaluate.sweeps),
-        temper=replace(solver.config.temper, floor=changes.get("floor", solver.config.temper.floor)),
+        temper=replace(solver.config.temper, floor=floor),
     )
     ids = solution_ids(solver.task, puzzles, samples.tokens)
-    transitions = samples.steps.double().mean().item() * model.config.transitions
-    work = transitions * model.config.low_steps
+    if has_lattice:
+        work = samples.steps.double().mean().item() * model.config.transitions * model.config.low_steps
+    else:
+        work = float(getattr(model.config, "sampling_steps", 0) or solver.task.spec.output_length)
     count = max(1, min(MAX_SAMPLES, round((budget or BUDGET * work) / work)))
     evenness = uniformity(ids, puzzles.num_solutions)
     return {
         "right": (ids >= 0).double().mean().item(),
-        "transitions": transitions,
-        "work": work,
+        "evaluations": work,
         "samples": count,
         "coverage": coverage_by_input(ids[:count], puzzles.num_solutions).mean().item(),
         "limit": coverage_limit(puzzles.num_solutions, count).mean().item(),
@@ -104,16 +128,15 @@ def measure_checkpoint(solver: Solver, count: int) -> dict[str, dict[str, float]
     """Measure all variants on the first ``count`` validation inputs.
 
     Raises:
-        UserError: the checkpoint has no lattice, or its inputs are not known to have several solutions.
+        UserError: the model has no such settings, or its inputs are not known to have several solutions.
     """
-    if not model_traits(solver.model).has_lattice:
-        raise UserError(f"model {solver.config.names['model']!r} has no lattice: this study compares its settings")
+    variants = variants_of(solver)
     puzzles = solver.task.split("validation").subset(count)
     if puzzles.inputs is None or not puzzles.has_all_solutions or int(puzzles.num_solutions.max()) < 2:
         raise UserError("this study needs inputs with several solutions, all of them known")
     results: dict[str, dict[str, float]] = {}
-    for name, changes in VARIANTS.items():
-        budget = BUDGET * results["own settings"]["work"] if results else 0.0
+    for name, changes in variants.items():
+        budget = BUDGET * results["own settings"]["evaluations"] if results else 0.0
         results[name] = measure_variant(solver, puzzles, changes, budget)
         print(f"{name}: {results[name]['right']:.4f} right", file=sys.stderr)
     return results
@@ -130,18 +153,20 @@ def markdown(study: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser("lattice.py", description=__doc__)
+    parser = Parser("settings.py", description=__doc__)
     parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help=".safetensors, or a run")
     parser.add_argument("--inputs", type=int, default=100, metavar="B", help="validation inputs (default 100)")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="default: lattice_TASK.json beside this script")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="default: settings_TASK_MODEL.json beside this script"
+    )
     arguments = parser.parse_args(argv)
     if arguments.inputs < 1:
         raise UserError(f"--inputs must be at least 1, not {arguments.inputs}")
     solvers = [pyro_gram.load(path) for path in arguments.checkpoints]
-    tasks = sorted({solver.config.names["task"] for solver in solvers})
-    if len(tasks) > 1:
-        raise UserError(f"the checkpoints have the tasks {', '.join(tasks)}: give seeds of one run")
-    out = arguments.out or HERE / f"lattice_{tasks[0]}.json"
+    kinds = sorted({f"{solver.config.names['task']}_{solver.config.names['model']}" for solver in solvers})
+    if len(kinds) > 1:
+        raise UserError(f"the checkpoints differ ({', '.join(kinds)}): give seeds of one run")
+    out = arguments.out or HERE / f"settings_{kinds[0]}.json"
     check_writable(out)
     with torch.no_grad():
         runs = [{"seed": s.config.seed, "variants": measure_checkpoint(s, arguments.inputs)} for s in solvers]

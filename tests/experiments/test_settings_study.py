@@ -1,11 +1,11 @@
-"""Test ``lattice.py``, the study of the settings of lattices, with small untrained models."""
+"""Test ``settings.py``, the study of settings of sampling, with small untrained models."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from experiments.studies import lattice
+from experiments.studies import settings
 from pyro_gram.build import build
 from pyro_gram.checkpoint import save_model
 from pyro_gram.config import with_settings
@@ -30,7 +30,7 @@ def study(tmp_path_factory):
         perturb_(solver.model, 0.2)  # so that some values are nearly certain
         save_model(paths[-1], solver)
     out = folder / "lattice.json"
-    assert call(lattice.main, [*map(str, paths), "--inputs", "2", "--out", str(out)]) == 0
+    assert call(settings.main, [*map(str, paths), "--inputs", "2", "--out", str(out)]) == 0
     return read_json(out)["checkpoints"], out
 
 
@@ -42,32 +42,45 @@ def test_every_variant_does_the_work_of_twenty_samples_and_has_its_own_effect(st
         assert own["samples"] == 20
         assert variants["floor 0.2"] == variants["no sweep"] == own
         for name, row in variants.items():
-            assert row["samples"] == lattice.MAX_SAMPLES or row["samples"] == pytest.approx(
-                20 * own["work"] / row["work"], abs=0.5
+            assert row["samples"] == settings.MAX_SAMPLES or row["samples"] == pytest.approx(
+                20 * own["evaluations"] / row["evaluations"], abs=0.5
             )
             assert 0 <= row["coverage"] <= 1, name
-        assert variants["one token at a time"]["transitions"] > own["transitions"]
-        assert variants["4 tokens at once"]["transitions"] < variants["2 tokens at once"]["transitions"]
+        assert variants["one token at a time"]["evaluations"] > own["evaluations"]
+        assert variants["4 tokens at once"]["evaluations"] < variants["2 tokens at once"]["evaluations"]
         assert variants["four sweeps"]["samples"] < variants["one sweep"]["samples"] < 20
-        assert variants["f applied once more"]["work"] == pytest.approx(
-            variants["f applied once more"]["transitions"] * 3
-        )
-    assert out.with_suffix(".md").read_text().count("\n") == 2 + len(lattice.VARIANTS)
+        assert variants["f applied once more"]["evaluations"] == pytest.approx(own["evaluations"] / 2 * 3, rel=0.2)
+    assert out.with_suffix(".md").read_text().count("\n") == 2 + len(settings.VARIANTS)
 
 
 def test_a_variant_changes_one_setting_of_the_checkpoint(monkeypatch):
     calls = []
-    monkeypatch.setattr(lattice, "rollout", lambda *_, **settings: calls.append(settings) or rollout(*_, **settings))
+    monkeypatch.setattr(settings, "rollout", lambda *_, **settings: calls.append(settings) or rollout(*_, **settings))
     config = small_config(model_name="lattice", task_name="nqueens", task=QUEENS, evaluate={"sweeps": 1})
     solver = build(with_settings(config, {"temper": {"floor": 0.2}}))
     puzzles = solver.task.split("validation").subset(2)
     for changes in ({}, {"floor": 0.0}, {"sweeps": 4}):
-        lattice.measure_variant(solver, puzzles, changes, 0.0)
+        settings.measure_variant(solver, puzzles, changes, 0.0)
     assert [(call["temper"].floor, call["sweeps"]) for call in calls] == [(0.2, 1), (0.0, 1), (0.2, 4)]
 
 
 def test_a_checkpoint_without_lattice_is_refused(tmp_path, capsys):
     path = tmp_path / "gram.safetensors"
     save_model(path, build(small_config(task_name="nqueens", task=QUEENS)))
-    assert call(lattice.main, [str(path), "--out", str(tmp_path / "o.json")]) == 2
-    assert "model 'gram' has no lattice" in capsys.readouterr().err
+    assert call(settings.main, [str(path), "--out", str(tmp_path / "o.json")]) == 2
+    assert "model 'gram' has neither a lattice nor a floor" in capsys.readouterr().err
+
+
+def test_floors_and_steps_of_the_baselines_are_compared(tmp_path):
+    for model, count in (("autoregressive", 7), ("mdlm", 11)):
+        path, out = tmp_path / f"{model}.safetensors", tmp_path / f"{model}.json"
+        solver = build(small_config(model_name=model))
+        perturb_(solver.model, 0.2)
+        save_model(path, solver)
+        assert call(settings.main, [str(path), "--inputs", "2", "--out", str(out)]) == 0
+        variants = read_json(out)["checkpoints"][0]["variants"]
+        assert len(variants) == count
+        assert variants["floor 0"] == variants["own settings"] != variants["floor 0.2"]
+        own = variants["own settings"]["evaluations"]
+        for name in settings.STEPS.keys() & variants.keys():
+            assert variants[name]["samples"] == max(1, round(20 * own / variants[name]["evaluations"]))
