@@ -119,15 +119,20 @@ class Lattice(RelationalModule):
                 with torch.set_grad_enabled(has_kl and torch.is_grad_enabled()), poutine.mask(mask=has_kl):
                     targets = None if y is None or not has_kl else self.targets(y, h, t)
                     is_open = (h.sum(-1) > 1.5).any(-1)[..., None, None]
-                    if is_open.any():  # a complete lattice costs nothing, and keeps its low level
-                        l = torch.where(is_open, self.refine(h, l, e_x, targets, t), l)
+                    states = self.refine(h, l, e_x) if is_open.any() else [l]  # a complete lattice costs nothing
+                    l = torch.where(is_open, states[-1], l)
                     u = pyro.deterministic(sites.proposal_site(t), self.logits(h, l), event_dim=2)
+                    if targets is not None and self.config.recursion_weight:
+                        predictions = torch.stack([*(self.logits(h, state) for state in states[:-1]), u])
+                        losses = -(targets * predictions.log_softmax(-1)).sum((-1, -2))
+                        sites.add_training_loss(f"recursion_{t}", self.config.recursion_weight * losses.mean(0))
                     with poutine.scale(scale=beta):
                         eps = pyro.sample(sites.guidance_site(t), self.prior(u))
                     h = torch.where(eps.sum(-1, keepdim=True) > 0, eps, h)
             sites.record_state(LatentState(h, l))
             pyro.deterministic(sites.HALTED, (h.sum(-1) == 1).all(-1))
-            likelihood = self.likelihood(LatentState(h, l))
+            logits = u.masked_fill(h < 0.5, CLOSED) if steps else self.logits(h, l)
+            likelihood = dist.Categorical(logits=logits).to_event(1)  # a decided position has its value
             sites.sample_halt_and_value(self.heads if y is None else None, l, e_x, likelihood, self.structure)
             return pyro.sample(sites.ANSWER, likelihood, obs=y)
 
@@ -137,19 +142,13 @@ class Lattice(RelationalModule):
         infer = {"_deterministic": True, sites.LATTICE: h}
         return pyro.sample(sites.targets_site(t), dist.Delta(values, event_dim=2), obs=values, infer=infer)
 
-    def refine(self, h: Tensor, l: Tensor, e_x: Tensor, targets: Tensor | None, t: int) -> Tensor:
-        """Apply f K times. With targets, add the loss of the predictions after each application."""
+    def refine(self, h: Tensor, l: Tensor, e_x: Tensor) -> list[Tensor]:
+        """Return the low level after each of K applications of f."""
         injection = self.lattice_encoder(h) + e_x
-        if not self.config.is_carried:
-            l = self.l0.expand_as(injection)
-        losses = []
+        states = [l if self.config.is_carried else self.l0.expand_as(injection)]
         for _ in range(self.config.low_steps):
-            l = self.at_positions(self.f(l + injection, *self.context))
-            if targets is not None and self.config.recursion_weight:
-                losses.append(-(targets * self.logits(h, l).log_softmax(-1)).sum((-1, -2)))
-        if losses:
-            sites.add_training_loss(f"recursion_{t}", self.config.recursion_weight * torch.stack(losses).mean(0))
-        return l
+            states.append(self.at_positions(self.f(states[-1] + injection, *self.context)))
+        return states[1:]
 
     def initial_state(self, x: Tensor | None, e_x: Tensor) -> LatentState:
         """Return z_0: all values are open but those that the input closes."""
@@ -164,10 +163,6 @@ class Lattice(RelationalModule):
     def logits(self, h: Tensor, l: Tensor) -> Tensor:
         """Return the logits of the answer, ``[..., L_out, V]``, CLOSED at the closed values of h."""
         return self.open_values(self.decoder(l)).masked_fill(h < 0.5, CLOSED)
-
-    def likelihood(self, state: LatentState) -> dist.TorchDistribution:
-        """Return p(y | h_T, l_T): a decided position has its value, and any other is independent of the rest."""
-        return dist.Categorical(logits=self.logits(state.h, state.l)).to_event(1)
 
 
 class LatticeEncoder(nn.Module):
