@@ -76,7 +76,15 @@ def test_table_1_has_three_seeds_of_its_main_rows_and_one_of_the_others():
     cells = table.cells_of(table.pick("tables", "1"), "cpu")
     seeds = {row: sum(c.row == row and c.column == "nqueens8" for c in cells) for row in {c.row for c in cells}}
     rows_with_three = {row for row, count in seeds.items() if count == 3}
-    assert rows_with_three == {"gram", "gram_no_on_policy", "lattice", "trm", "autoregressive", "mdlm"}
+    assert rows_with_three == {
+        "gram",
+        "gram_no_on_policy",
+        "lattice",
+        "lattice_sampled",
+        "trm",
+        "autoregressive",
+        "mdlm",
+    }
     assert {seeds[row] for row in seeds.keys() - rows_with_three} == {1}
 
 
@@ -222,7 +230,7 @@ def test_a_cell_that_fails_does_not_keep_the_others_from_running(tmp_path, monke
     monkeypatch.setattr(table, "run_cell", run_cell)
     options = ["--table", "1", "--preset", "tiny", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     assert call(table.main, options) == 2
-    assert len(rows) == 16
+    assert len(rows) == 18
     assert "2 cells failed, the first tiny-nqueens8-direct8-seed0: no such data" in capsys.readouterr().err
 
 
