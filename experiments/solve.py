@@ -280,7 +280,7 @@ def solve_all(solver: Solver, inputs: list[Tensor], **settings: Any) -> Iterator
     with tqdm(total=total, unit="trajectory", desc="solve", file=sys.stderr, mininterval=1.0, disable=is_quiet) as bar:
 
         def on_progress(count: int) -> None:
-            bar.total = max(bar.total, bar.n + count)
+            bar.total = max(int(bar.total or 0), int(bar.n) + count)
             bar.update(count)
 
         yield from solver.stream(inputs, progress=on_progress, **settings)

@@ -257,7 +257,5 @@ def test_uniform_corruption_needs_a_position_for_each_value():
 @pytest.mark.parametrize("prior", ["student_t", "mixture", "low_rank", "flow"])
 def test_other_priors_have_no_form_for_padding(prior):
     program, _ = make_program(SPECS["graphs"], prior=prior)
-    with pytest.raises(
-        ConfigError, match="no form for padding: use --prior gaussian, or a task with inputs of one"
-    ):
+    with pytest.raises(ConfigError, match="no form for padding: use --prior gaussian, or a task with inputs of one"):
         program(*make_pairs("graphs"))
