@@ -52,5 +52,8 @@ def isomorphism_invariants(graphs: np.ndarray) -> list[bytes]:
         power = power @ adjacency
         columns += [power.sum(-1), np.diagonal(power, axis1=-2, axis2=-1)]
     descriptions = np.stack(columns, axis=-1)  # [graphs, n, 2 LONGEST_WALK]
-    has_edge = graphs.any(-1)
-    return [rows[np.lexsort(rows.T)].tobytes() for rows in map(np.compress, has_edge, descriptions, [0] * len(graphs))]
+    keys = []
+    for rows, has_edge in zip(descriptions, graphs.any(-1), strict=True):
+        kept = rows[has_edge]
+        keys.append(kept[np.lexsort(kept.T)].tobytes())
+    return keys
