@@ -71,13 +71,13 @@ def variants_of(solver: Solver) -> dict[str, dict[str, Any]]:
     if model_traits(solver.model).has_lattice:
         return VARIANTS
     fields = vars(solver.config.model)
-    variants = (
-        {"own settings": {}} | (FLOORS if "floor" in fields else {}) | (STEPS if "sampling_steps" in fields else {})
-    )
+    variants: dict[str, dict[str, Any]] = {"own settings": {}}
+    variants |= FLOORS if "floor" in fields else {}
+    variants |= STEPS if "sampling_steps" in fields else {}
     if len(variants) == 1:
         name = solver.config.names["model"]
         raise UserError(f"model {name!r} has neither a lattice nor a floor: this study compares their settings")
-    return {"own settings": {}} | variants
+    return variants
 
 
 def measure_variant(solver: Solver, puzzles: PuzzleSet, changes: dict[str, Any], budget: float) -> dict[str, float]:
