@@ -53,7 +53,7 @@ def isomorphism_invariants(graphs: np.ndarray) -> list[bytes]:
         columns += [power.sum(-1), np.diagonal(power, axis1=-2, axis2=-1)]
     descriptions = np.stack(columns, axis=-1)  # [graphs, n, 2 LONGEST_WALK]
     keys = []
-    for rows, has_edge in zip(descriptions, graphs.any(-1), strict=True):
+    for rows, has_edge in zip(descriptions, np.any(graphs, axis=-1), strict=True):
         kept = rows[has_edge]
         keys.append(kept[np.lexsort(kept.T)].tobytes())
     return keys
