@@ -54,6 +54,6 @@ def isomorphism_invariants(graphs: np.ndarray) -> list[bytes]:
     descriptions = np.stack(columns, axis=-1)  # [graphs, n, 2 LONGEST_WALK]
     keys = []
     for rows, has_edge in zip(descriptions, np.any(graphs, axis=-1), strict=True):
-        kept = rows[has_edge]
-        keys.append(kept[np.lexsort(kept.T)].tobytes())
+        vertices = rows[has_edge]
+        keys.append(vertices[np.lexsort(vertices.T)].tobytes())
     return keys
