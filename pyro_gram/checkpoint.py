@@ -20,7 +20,6 @@ from pyro_gram.registry import TASKS
 from pyro_gram.sampling.isolation import generator_lock
 from pyro_gram.solver import Solver
 from pyro_gram.system.files import TensorFile, open_tensor_file, write_tensor_file
-from pyro_gram.tasks.advice import CHECKPOINTS, checkpoint_of_size
 from pyro_gram.tasks.base import Task
 from pyro_gram.training.config import will_have_heads
 
@@ -103,6 +102,8 @@ def find_checkpoint(name: str | Path) -> Path:
 
 def named_checkpoint(name: str) -> Path:
     """Return the checkpoint of this repository with this name. Raises CheckpointError if there is none."""
+    from pyro_gram.tasks.advice import CHECKPOINTS
+
     names = named_checkpoints()
     if name in names:
         return CHECKPOINTS / f"{name}.safetensors"
@@ -120,6 +121,7 @@ def checkpoint_for_puzzles(task: str, text: str) -> Path:
     Raises:
         UserError: there is no such task, or no checkpoint for it.
     """
+    from pyro_gram.tasks.advice import checkpoint_of_size
     from pyro_gram.tasks.recognition import puzzle_sizes
 
     size = next(iter(puzzle_sizes(task, text)), None) if TASKS.get(task).size_field else None
@@ -129,6 +131,8 @@ def checkpoint_for_puzzles(task: str, text: str) -> Path:
 
 def named_checkpoints() -> list[str]:
     """Return the names of the checkpoints that come with the repository; a wheel has none."""
+    from pyro_gram.tasks.advice import CHECKPOINTS
+
     return sorted(path.stem for path in CHECKPOINTS.glob("*.safetensors"))
 
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.decisions import Decisions
-from pyro_gram.inference.terms import is_delta
+from pyro_gram.inference.terms import is_delta, is_lattice_guidance
 from pyro_gram.networks.core import CodeHead, GaussianHead
 
 
@@ -194,7 +193,7 @@ def neutralize_padding(distribution: Any, mask: Tensor | None) -> Any:
     Raises:
         ConfigError: positions of this distribution are not independent, or no such form of it is known.
     """
-    if mask is None or is_delta(distribution) or isinstance(distribution, Decisions):  # nothing is decided at padding
+    if mask is None or is_delta(distribution) or is_lattice_guidance(distribution):  # it decides nothing at padding
         return distribution
     base = getattr(distribution, "base_dist", distribution)
     if isinstance(base, dist.Normal):

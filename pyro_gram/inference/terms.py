@@ -248,6 +248,11 @@ def is_delta(distribution: Any) -> bool:
     return isinstance(distribution, Delta)
 
 
+def is_lattice_guidance(distribution: Any) -> bool:
+    """Return whether a distribution holds the decisions of a lattice (``inference.decisions``)."""
+    return hasattr(distribution, "log_prob_of_tokens")
+
+
 def is_shared(site: Any, observed: Any) -> bool:
     """Return whether all inputs share a site, because it lies outside their plate (the rightmost plate around y)."""
     plate_name = plate_of_inputs(observed)

@@ -22,7 +22,6 @@ from pyro_gram.errors import UserError
 from pyro_gram.inference.contract import model_traits
 from pyro_gram.inference.sites import ANSWER, VALUE, check_has_heads
 from pyro_gram.sampling.draws import INDEPENDENT, DrawScheme
-from pyro_gram.sampling.halting import run_until_halted
 from pyro_gram.sampling.memory import MAX_TRAJECTORIES
 from pyro_gram.sampling.result import Rollout, broadcast_chunk, concatenate_rollouts
 from pyro_gram.sampling.steps import isolated_rng, rollout_steps, run_steps, to_device_of
@@ -181,6 +180,8 @@ def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, co
     with config.draws.handler(), Temper(config.temper):
         has_lattice = model_traits(model).has_lattice and not config.history
         if config.halt is not None or config.draws.is_selective or has_lattice:
+            from pyro_gram.sampling.halting import run_until_halted
+
             settings: dict[str, Any] = {name: getattr(config, name) for name in ("depth", "halt", "draws", "sweeps")}
             return run_until_halted(model, x, num_samples, **settings)
         if config.history:

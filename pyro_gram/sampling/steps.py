@@ -12,9 +12,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.errors import UserError
-from pyro_gram.inference.decisions import Decisions
 from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER, HALTED, HEAD_SITE, STATE_H, STATE_L, transition_index
-from pyro_gram.inference.terms import is_counted, log_prob_of, per_input, weight_of_inputs
+from pyro_gram.inference.terms import is_counted, is_lattice_guidance, log_prob_of, per_input, weight_of_inputs
 from pyro_gram.networks.core import LatentState
 
 
@@ -104,7 +103,7 @@ class Decode(Messenger):
         if _is_head(msg) or msg["name"] in (ANSWER, STATE_H, STATE_L, HALTED):
             self.values[msg["name"]] = msg["value"]
         else:
-            if isinstance(msg["fn"], Decisions):
+            if is_lattice_guidance(msg["fn"]):
                 self.log_decided = self.log_decided + msg["fn"].log_prob_of_values(msg["value"])
             self.observations.extend(counted_observations(msg))
 

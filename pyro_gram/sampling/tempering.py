@@ -19,9 +19,9 @@ from pyro.poutine.runtime import _PYRO_STACK
 
 from pyro_gram.checks import AT_LEAST_0, check_range
 from pyro_gram.errors import ConfigError
-from pyro_gram.inference.decisions import Decisions
 from pyro_gram.inference.families import MeanOnly
 from pyro_gram.inference.sites import transition_index
+from pyro_gram.inference.terms import is_lattice_guidance
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Temper(Messenger):
             return
         if self.num_transitions < self.config.transitions:
             msg["fn"] = widen(msg["fn"], self.config.scale)
-        if self.config.floor and isinstance(msg["fn"], Decisions):
+        if self.config.floor and is_lattice_guidance(msg["fn"]):
             self.has_decisions = True
             msg["fn"] = msg["fn"].with_floor(self.config.floor)
         self.num_transitions += 1
@@ -175,4 +175,4 @@ class AtMean(FixedGuidance):
     """
 
     def value(self, prior: Any) -> torch.Tensor:
-        return prior.mode if isinstance(prior, Decisions) else prior.mean
+        return prior.mode if is_lattice_guidance(prior) else prior.mean

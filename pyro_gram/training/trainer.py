@@ -30,7 +30,6 @@ from pyro_gram.training.act import RESTART_BATCHES, RESTARTED_SHARE, Carry
 from pyro_gram.training.beta_schedule import BetaConfig, BetaController
 from pyro_gram.training.config import TrainConfig
 from pyro_gram.training.divergence import DivergedError, DivergenceCheck, UpdateRecord
-from pyro_gram.training.exact_targets import ExactTargets
 from pyro_gram.training.on_policy import draw_targets, prior_end
 from pyro_gram.training.optimizer import OptimConfig, TorchOptim
 from pyro_gram.training.precision import check_precision
@@ -177,7 +176,7 @@ class Trainer:
         pairs = x, y, candidates
         carry = self.carry.replace_finished(self.model, *pairs) if self.carry else Carry.start(*pairs)
         self.optimizer.progress = self.progress
-        with nullcontext() if carry.candidates is None else ExactTargets(carry.candidates):
+        with nullcontext() if carry.candidates is None else _exact_targets(carry.candidates):
             _, mean = self.update(self.guide, carry.x, carry.y, carry.state, step=0)
         assert self.elbo.terms is not None
         settings = {}
@@ -339,3 +338,9 @@ def make_average(modules: nn.Module, decay: float) -> AveragedModel:
         torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
 
     return AveragedModel(modules, multi_avg_fn=move_average)
+
+
+def _exact_targets(candidates: Candidates) -> Any:
+    from pyro_gram.training.exact_targets import ExactTargets  # only models with a lattice need it
+
+    return ExactTargets(candidates)

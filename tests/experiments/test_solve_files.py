@@ -40,7 +40,6 @@ def use_checkpoints(monkeypatch):
     """Return a function that sets the folder of the repository's checkpoints."""
 
     def use(path):
-        monkeypatch.setattr(checkpoint, "CHECKPOINTS", path)
         monkeypatch.setattr(advice, "CHECKPOINTS", path)
 
     return use

@@ -21,7 +21,6 @@ from pyro_gram.errors import ConfigError, InputError
 from pyro_gram.registry import TASKS
 from pyro_gram.spec import TaskSpec
 from pyro_gram.system.text import PuzzleText
-from pyro_gram.tasks.advice import suggest_checkpoint
 from pyro_gram.tasks.base import PuzzleSet, Task, check_split
 from pyro_gram.tasks.coloring.config import ColoringConfig
 from pyro_gram.tasks.coloring.graphs import COLORS, draw_graphs, isomorphism_invariants
@@ -199,6 +198,8 @@ class Coloring(Task):
 
     def _check_order(self, n: int) -> None:
         if n != self.n:
+            from pyro_gram.tasks.advice import suggest_checkpoint
+
             raise InputError(
                 f"the graph has {n} vertices; this task has vertices = {self.n}: {suggest_checkpoint(self, n)}"
             )
