@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,11 +11,11 @@ from torch.nn.functional import one_hot
 
 from pyro_gram.errors import ConfigError
 from pyro_gram.inference.contract import model_traits
-from pyro_gram.inference.sites import ANSWER, HALT, HALTED, VALUE, data_plates
+from pyro_gram.inference.sites import ANSWER, HALT, HALTED, VALUE
 from pyro_gram.networks.core import LatentState
 from pyro_gram.sampling.draws import DrawScheme
 from pyro_gram.sampling.result import Rollout
-from pyro_gram.sampling.steps import Decode, run_steps
+from pyro_gram.sampling.steps import Decode, run_steps, start_states
 
 LOG_DECIDED = "log_decided"
 REOPENED_SHARE = 0.5  # share of the tokens of a complete answer that a sweep opens again
@@ -129,12 +128,10 @@ def _find_halted(model: Any, values: dict[str, Tensor], depth: int, halt: float 
 
 def _reopen(model: Callable[..., Any], x: Tensor | None, tokens: Tensor) -> LatentState:
     """Return states in which a random half of the tokens is open as in z_0, and the others have their ``tokens``."""
-    with data_plates(tokens.shape[:-1]) if x is None else nullcontext():
-        start = run_steps(model, x, None, None, 0).state
+    start = start_states(model, x, len(tokens))
     is_open = torch.rand(tokens.shape, device=tokens.device) < REOPENED_SHARE
     decided = one_hot(tokens, start.h.shape[-1]).to(start.h.dtype)
-    l = start.l.expand(len(tokens), *start.l.shape[-2:])
-    return LatentState(torch.where(is_open[..., None], start.h.expand_as(decided), decided), l)
+    return LatentState(torch.where(is_open[..., None], start.h, decided), start.l)
 
 
 def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:

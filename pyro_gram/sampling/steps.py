@@ -12,7 +12,16 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_gram.errors import UserError
-from pyro_gram.inference.sites import ANSWER, DRAW_ANSWER, HALTED, HEAD_SITE, STATE_H, STATE_L, transition_index
+from pyro_gram.inference.sites import (
+    ANSWER,
+    DRAW_ANSWER,
+    HALTED,
+    HEAD_SITE,
+    STATE_H,
+    STATE_L,
+    data_plates,
+    transition_index,
+)
 from pyro_gram.inference.terms import is_counted, is_lattice_guidance, log_prob_of, per_input, weight_of_inputs
 from pyro_gram.networks.core import LatentState
 
@@ -53,6 +62,13 @@ def run_steps(
     with Decode() as decode, plate:
         model(x, None, state, steps=steps)
     return decode
+
+
+def start_states(model: Callable[..., Any], x: Tensor | None, size: int) -> LatentState:
+    """Return z_0 of ``size`` trajectories, ``[size, ...]``: one of each input ``x [size, *event]``, or all of p(x)."""
+    with data_plates(torch.Size([size])) if x is None else nullcontext():
+        start = run_steps(model, x, None, None, 0).state
+    return LatentState(*(part.expand(size, *part.shape[-2:]) for part in start))
 
 
 class Decode(Messenger):

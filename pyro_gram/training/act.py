@@ -8,17 +8,15 @@ a new trajectory starts at z_0. If a model does not halt, an equal share of the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_gram.inference.sites import data_plates
 from pyro_gram.inference.terms import StepTerms
 from pyro_gram.networks.core import LatentState
-from pyro_gram.sampling.steps import run_steps
+from pyro_gram.sampling.steps import start_states
 from pyro_gram.system.distributed import ProcessGroup
 from pyro_gram.tasks.batches import Candidates
 
@@ -61,10 +59,9 @@ class Carry:
         y = _where(self.finished, y, self.y)
         state, index = self.state, self.finished.nonzero().flatten()
         if len(index):
-            with torch.no_grad(), data_plates(index.shape) if x is None else nullcontext():
-                start = run_steps(model, None if x is None else x[index], None, None, 0).state
-            pairs = [(old, new.expand_as(old[index])) for old, new in zip(state, start, strict=True)]
-            state = LatentState(*(old.index_copy(0, index, new) for old, new in pairs))
+            with torch.no_grad():
+                start = start_states(model, None if x is None else x[index], len(index))
+            state = LatentState(*(old.index_copy(0, index, new) for new, old in zip(start, state, strict=True)))
         if candidates is not None and self.candidates is not None:
             candidates = candidates.merge(self.finished, self.candidates)
         return Carry(x, y, self.steps.masked_fill(self.finished, 0), self.finished, state, candidates)
