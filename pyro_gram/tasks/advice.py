@@ -54,8 +54,12 @@ def suggest_training(task_class: type[Task], name: str, size: int) -> str:
     return f"{command} --task.{field} {size} --out runs/{field}{size}"
 
 
+@cache
 def _settings_of_presets(name: str) -> dict[str, dict[str, Any]]:
-    """Return the settings of a task in each of its presets for a laptop; nothing without the repository."""
+    """Return the settings of a task in each of its presets for a laptop; nothing without the repository.
+
+    The settings are cached, because every wrong input needs them.
+    """
     path = PRESETS / f"{name}.toml"
     tables = read_toml_tables(path) if path.is_file() else {}
     return {preset: table.get("task", {}) for preset, table in tables.items() if preset.startswith(LAPTOP_PRESETS)}
