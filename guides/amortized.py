@@ -116,7 +116,8 @@ class AmortizedGuide(EffectGuide):
 
 def align_answer(code: Tensor, u: Tensor) -> Tensor:
     """Pad the embedded answer ``[..., L', D]`` with zeros in front, to the shape of u ``[..., L, D]``."""
-    code = pad(code, (0, 0, u.shape[-2] - code.shape[-2], 0))
+    if u.shape[-2] > code.shape[-2]:  # pad would copy a code of the right length
+        code = pad(code, (0, 0, u.shape[-2] - code.shape[-2], 0))
     return code.expand(*u.shape[:-1], code.shape[-1])
 
 

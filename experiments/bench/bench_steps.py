@@ -2,11 +2,13 @@
 
 Each of the two steps has a forward pass under the guide, a balanced KL, a backward pass, clipping by the global norm,
 and fused AdamW. They compute the same numbers: losses, gradients and weights are compared before timing. Steps and
-products are timed in turn, so that a change in the machine's speed affects all three.
+products are timed in turn, so that a change in the machine's speed affects all three. Both steps evaluate the prior at
+every transition, and keep the terms that training reports and the state in which the next supervision step starts.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections import Counter
@@ -114,25 +116,30 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.opti
     )
     balance, T = trainer.config.balance, model.config.transitions
     updates = count()
+    terms: list[Tensor] = []  # what training reports, and the state in which the next supervision step starts
 
     def step() -> float:
         e_x, code = model.encode(x), guide.answer(y)
-        code = nn.functional.pad(code, (0, 0, e_x.shape[-2] - code.shape[-2], 0))
+        if e_x.shape[-2] > code.shape[-2]:
+            code = nn.functional.pad(code, (0, 0, e_x.shape[-2] - code.shape[-2], 0))
         h, l = model.h0.expand_as(e_x), model.l0.expand_as(e_x)
-        loss = torch.zeros(())
+        kls = []
         for t in range(T):
             is_charged = not model.config.truncated or t == T - 1
             with torch.set_grad_enabled(is_charged):
                 u, l = model.propose(LatentState(h, l), e_x)
                 loc, scale = guide.head(torch.cat((u, code), -1))
+                loc_p, scale_p = model.prior.head(u)  # at every transition, as in the program
                 if is_charged:
                     q = scale_gradient(Normal(loc, scale, validate_args=False), 1 - balance)
-                    loc_p, scale_p = model.prior.head(u)
                     p = scale_gradient(Normal(loc_p, scale_p, validate_args=False), balance)
-                    loss = loss + kl_divergence(q, p).sum() / len(y)
+                    kls.append(kl_divergence(q, p).sum((-2, -1)))
                 h = u + loc + scale * torch.randn_like(loc)
         logits = model.open_values(model.decoder(h))
-        loss = loss - Categorical(logits=logits, validate_args=False).log_prob(y).sum() / len(y)
+        reconstruction = -Categorical(logits=logits, validate_args=False).log_prob(y).sum(-1)
+        kl = torch.stack(kls)
+        loss = (reconstruction.sum() + kl.sum()) / len(y)
+        terms[:] = reconstruction.detach(), kl.detach(), h.detach(), l.detach()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, config.clip)
         adam.param_groups[0]["lr"] = config.rate(next(updates), 0.0)
@@ -178,13 +185,13 @@ def time_call(step: Callable[[], Any]) -> float:
 
 
 def time_in_turn(calls: Mapping[str, Callable[[], Any]], repeats: int) -> list[dict[str, float]]:
-    """Time the calls in turn, each round in a rotated order. Return for each round the seconds of every call."""
-    names = list(calls)
-    rounds = []
-    for n in range(repeats):
-        first = n % len(names)
-        rounds.append({name: time_call(calls[name]) for name in names[first:] + names[:first]})
-    return rounds
+    """Time the calls in turn. Return for each round the seconds of every call.
+
+    The order of a round is random, so that no call always runs after the same other call, with what that one cached.
+    """
+    generator = random.Random(0)
+    orders = [generator.sample(list(calls), len(calls)) for _ in range(repeats)]
+    return [{name: time_call(calls[name]) for name in order} for order in orders]
 
 
 def spread(values: list[float]) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class Rollout:
         """Return a copy on the CPU."""
         return self._map(lambda name, tensor: tensor.cpu())
 
+    def clone(self) -> Rollout:
+        """Return a copy in memory of its own."""
+        return self._map(lambda name, tensor: tensor.clone())
+
     def pad(self, length: int) -> Rollout:
         """Return a copy whose answers have ``length`` tokens: the tokens of padding are 0."""
         return self._map(lambda name, t: pad(t, (0, length - t.shape[-1])) if name in ("tokens", "history") else t)

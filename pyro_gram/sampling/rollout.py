@@ -115,7 +115,9 @@ def rollout(
                 chunks.append(None)
                 continue
             torch.manual_seed(seed + chunk)
-            chunks.append(result := _run_cropped_chunk(model, part, count, config))
+            result = _run_cropped_chunk(model, part, count, config)
+            # The chunk's answers lie between its freed tensors. A copy lets the allocator use that memory again.
+            chunks.append(result.clone())
             if progress:
                 progress(result.score.numel())
     result = _join_chunks(model, chunks, len(counts), processes)
