@@ -72,6 +72,18 @@ def pick(kind: str, name: str) -> dict[str, Any]:
     return entries[name]
 
 
+def preset_entry(name: str) -> dict[str, Any]:
+    """Return a preset, with the entries of the preset that it extends."""
+    preset = pick("presets", name)
+    return pick("presets", preset["extends"]) | preset if "extends" in preset else preset
+
+
+def value_at(values: dict[str, Any], preset: str, default: Any = None) -> Any:
+    """Return the value for a preset; if there is none, the value for the preset that it extends, or the default."""
+    base = preset_entry(preset).get("extends", preset)
+    return values.get(preset, values.get(base, default))
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run: a row and a column of a table, a preset and a seed. ``minutes`` is None for the preset's own."""
@@ -89,14 +101,13 @@ class Cell:
 
     def config(self) -> RunConfig:
         """Return the run's settings. Raises ConfigError if they do not fit together."""
-        column, row, preset = pick("columns", self.column), pick("rows", self.row), pick("presets", self.preset)
-        config = read_preset(
-            PRESETS, column["task"], column["presets"][self.preset], names=row.get("names"), seed=self.seed
-        )
-        depth = column.get("depth", {}).get(self.preset)
+        column, row, preset = pick("columns", self.column), pick("rows", self.row), preset_entry(self.preset)
+        name = value_at(column["presets"], self.preset)
+        config = read_preset(PRESETS, column["task"], name, names=row.get("names"), seed=self.seed)
+        depth = value_at(column.get("depth", {}), self.preset)
         if depth and not model_traits(MODELS.get(config.names["model"])).is_one_step:
             config = with_settings(config, {"evaluate": {"depth": depth}})
-        for settings in (preset["settings"], row.get("settings", {}), row.get(self.preset, {})):
+        for settings in (preset["settings"], row.get("settings", {}), value_at(row, self.preset, {})):
             config = with_settings(config, settings)
         is_one_update = config.train.act or config.train.supervision_steps == 1
         if is_one_update:  # evaluations are then about as many updates apart as in other rows
@@ -109,12 +120,11 @@ class Cell:
 
 def cells_of(table: dict[str, Any], preset: str, minutes: float | None = None, seeds: int = 0) -> list[Cell]:
     """List the cells of a table, sorted by seed. ``seeds`` replaces every row's own number of seeds, unless it is 0."""
-    pick("presets", preset)
     rows = [row for row in table["rows"] if preset in pick("rows", row).get("presets", [preset])]
-    columns = [c for c in table["columns"] if preset in pick("columns", c)["presets"]]
+    columns = [c for c in table["columns"] if value_at(pick("columns", c)["presets"], preset)]
     if not columns:
         raise ConfigError(f"no column of this table has a preset {preset!r}")
-    counts = {row: seeds or pick("rows", row).get("seeds", {}).get(preset, 1) for row in rows}
+    counts = {row: seeds or value_at(pick("rows", row).get("seeds", {}), preset, 1) for row in rows}
     return [
         Cell(preset, column, row, seed, minutes)
         for seed in range(max(counts.values()))
@@ -233,7 +243,7 @@ def collect(name: str, cells: list[Cell], runs: Path, data_dir: str | None) -> d
         "table": name,
         "title": table["title"],
         "preset": preset,
-        "minutes": cells[0].minutes or pick("presets", preset).get("minutes"),
+        "minutes": cells[0].minutes or preset_entry(preset).get("minutes"),
         "missing": [cell.name for cell in cells if not is_done(cell, runs)],
         "columns": {
             column: {

@@ -14,6 +14,7 @@ from experiments import table
 from experiments.tables.cells import mean_and_sd
 from experiments.tables.paper_table import figure, markdown, values_of
 from pyro_gram.build import check_parts
+from pyro_gram.config import with_settings
 from pyro_gram.diagnostics import paper
 from pyro_gram.errors import ConfigError
 from pyro_gram.runs.state import differences
@@ -32,7 +33,7 @@ MINUTES = "0.01"
 def presets_of(name):
     """Return the presets at which a table has a column."""
     columns = [table.pick("columns", column) for column in table.pick("tables", name)["columns"]]
-    return [preset for preset in table.definitions()["presets"] if any(preset in c["presets"] for c in columns)]
+    return [p for p in table.definitions()["presets"] if any(table.value_at(c["presets"], p) for c in columns)]
 
 
 COMBINATIONS = [(name, preset) for name in TABLES for preset in presets_of(name)]
@@ -42,7 +43,7 @@ COMBINATIONS = [(name, preset) for name in TABLES for preset in presets_of(name)
 def test_every_cell_of_every_table_is_a_run_of_its_own_whose_parts_fit(name, preset):
     cells = table.cells_of(table.pick("tables", name), preset)
     assert len({cell.name for cell in cells}) == len(cells)
-    minutes = table.pick("presets", preset).get("minutes")
+    minutes = table.preset_entry(preset).get("minutes")
     for cell in cells:
         config = cell.config()
         check_parts(config)
@@ -50,6 +51,14 @@ def test_every_cell_of_every_table_is_a_run_of_its_own_whose_parts_fit(name, pre
         assert config.heads.hidden == config.temper.transitions == 0
         if preset != "paper":
             assert (config.train.minutes, config.train.batches > 0) == ((minutes, False) if minutes else (0, True))
+
+
+def test_a_preset_that_extends_another_differs_from_it_only_in_its_own_entries():
+    cells = table.cells_of(table.pick("tables", "long"), "long")
+    assert len(cells) == len({cell.name for cell in cells}) == 2 * 4 * 3
+    for cell in cells:
+        short = table.Cell("cpu", cell.column, cell.row, cell.seed)
+        assert with_settings(short.config(), {"train": {"minutes": 30.0}}) == cell.config() != short.config()
 
 
 def test_the_variants_of_the_main_job_have_equally_many_updates():
@@ -65,7 +74,7 @@ def test_the_papers_numbers_are_of_rows_and_metrics_that_are_shown():
     for name in TABLES:
         definition = table.pick("tables", name)
         numbers_of = {column: paper.rows(name, column) for column in definition["columns"]}
-        assert any(numbers_of.values()) or name == "main"
+        assert any(numbers_of.values()) or name in ("main", "long")
         for column, numbers in numbers_of.items():
             assert set(numbers) <= set(definition["rows"])
             for metrics in numbers.values():
