@@ -115,9 +115,7 @@ def rollout(
                 chunks.append(None)
                 continue
             torch.manual_seed(seed + chunk)
-            result = _run_cropped_chunk(model, part, count, config)
-            # The chunk's answers lie between its freed tensors. A copy lets the allocator use that memory again.
-            chunks.append(result.clone())
+            chunks.append(result := _run_cropped_chunk(model, part, count, config))
             if progress:
                 progress(result.score.numel())
     result = _join_chunks(model, chunks, len(counts), processes)
@@ -168,12 +166,15 @@ def _check_config(config: RolloutConfig, x: Tensor | None, model: Any) -> None:
 
 
 def _run_cropped_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, config: RolloutConfig) -> Rollout:
-    """Run a chunk without the padding that all of its inputs share; the answers are padded again."""
+    """Run a chunk without the padding that all of its inputs share; the answers are padded again.
+
+    The result is a copy: the answers of a chunk lie between its freed tensors, whose memory the allocator uses again.
+    """
     spec = _spec_with_sizes(model)
     if spec is None or x is None:
-        return _run_chunk(model, x, num_samples, config)
+        return _run_chunk(model, x, num_samples, config).clone()
     cropped_x, _ = spec.crop(x, x)
-    return _run_chunk(model, cropped_x, num_samples, config).pad(x.shape[-1])
+    return _run_chunk(model, cropped_x, num_samples, config).pad(x.shape[-1]).clone()
 
 
 def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, config: RolloutConfig) -> Rollout:
