@@ -104,7 +104,7 @@ def _draw_selection(axes: Any, study: dict[str, Any]) -> None:
     for name, label, color in SELECTIONS:
         _plot_mean(axes, points, name, color=color, marker="o", label=label)
     _log_ticks(axes, [n for n, _ in points])
-    axes.set_ylim(top=1.001)
+    axes.set_ylim(bottom=min(axes.get_ylim()[0], 0.95), top=1.002)  # so that small differences look small
     style_axes(axes, "trajectories N", "accuracy")
     axes.set_title(f"Selection, {study['depth']} steps")
     axes.legend(frameon=False, fontsize=8)
