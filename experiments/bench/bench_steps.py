@@ -129,10 +129,11 @@ def torch_step(trainer: Trainer, x: Tensor, y: Tensor) -> tuple[Step, torch.opti
             with torch.set_grad_enabled(is_charged):
                 u, l = model.propose(LatentState(h, l), e_x)
                 loc, scale = guide.head(torch.cat((u, code), -1))
-                prior = Normal(*model.prior.head(u), validate_args=False)  # at every transition, as in the program
+                loc_p, scale_p = model.prior.head(u)  # at every transition, as in the program
                 if is_charged:
                     q = scale_gradient(Normal(loc, scale, validate_args=False), 1 - balance)
-                    kls.append(kl_divergence(q, scale_gradient(prior, balance)).sum((-2, -1)))
+                    p = scale_gradient(Normal(loc_p, scale_p, validate_args=False), balance)
+                    kls.append(kl_divergence(q, p).sum((-2, -1)))
                 h = u + loc + scale * torch.randn_like(loc)
         logits = model.open_values(model.decoder(h))
         reconstruction, kl = -Categorical(logits=logits, validate_args=False).log_prob(y).sum(-1), torch.stack(kls)
