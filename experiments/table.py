@@ -120,7 +120,8 @@ class Cell:
 
 def cells_of(table: dict[str, Any], preset: str, minutes: float | None = None, seeds: int = 0) -> list[Cell]:
     """List the cells of a table, sorted by seed. ``seeds`` replaces every row's own number of seeds, unless it is 0."""
-    rows = [row for row in table["rows"] if preset in pick("rows", row).get("presets", [preset])]
+    bases = {preset, preset_entry(preset).get("extends", preset)}
+    rows = [row for row in table["rows"] if bases & set(pick("rows", row).get("presets", bases))]
     columns = [c for c in table["columns"] if value_at(pick("columns", c)["presets"], preset)]
     if not columns:
         raise ConfigError(f"no column of this table has a preset {preset!r}")
