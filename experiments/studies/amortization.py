@@ -23,7 +23,7 @@ from pyro_gram.guides.mean_field import MeanFieldGuide, MeanFieldGuideConfig
 from torch import Tensor, nn
 from tqdm import trange
 
-from experiments.tables.cells import write_markdown
+from experiments.tables.cells import write_study
 from pyro_gram.checkpoint import load
 from pyro_gram.diagnostics.likelihood import prior_log_likelihood
 from pyro_gram.errors import ConfigError
@@ -32,8 +32,7 @@ from pyro_gram.inference.elbo import MeanFieldELBO
 from pyro_gram.inference.importance import guide_draws, log_evidence
 from pyro_gram.inference.sites import transition_index
 from pyro_gram.system.cli import Parser, add_trust_option, call
-from pyro_gram.system.files import check_writable, write_json
-from pyro_gram.system.machine import environment
+from pyro_gram.system.files import check_writable
 from pyro_gram.tasks.batches import generator_for
 
 HERE = Path(__file__).parent
@@ -148,13 +147,10 @@ def main(argv: list[str]) -> int:
         "log_p_prior_mc": summary(log_p) | {"draws": PRIOR_DRAWS},
         "amortization_gap": summary(bounds["copy"]["elbo"] - bounds["guide"]["elbo"]),
         "approximation_gap": summary(log_p - bounds["copy"]["elbo"]),
-        "environment": environment(),
     }
-    write_json(arguments.out, results)
-    write_markdown(arguments.out, markdown(results))
     for name in ("amortization_gap", "approximation_gap"):
         print(f"{name.replace('_', ' ')}: {results[name]['mean']:.2f} ± {results[name]['se']:.2f} nats a pair")
-    print(f"results: {arguments.out}")
+    write_study(arguments.out, results, markdown(results))
     return 0
 
 

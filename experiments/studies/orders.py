@@ -16,13 +16,12 @@ from typing import Any
 from torch import Tensor
 
 import pyro_gram
-from experiments.tables.cells import mean_and_sd, write_markdown
+from experiments.tables.cells import mean_and_sd, write_study
 from pyro_gram.diagnostics.orders import sum_over_orders
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, call
-from pyro_gram.system.files import check_writable, write_json
-from pyro_gram.system.machine import environment
+from pyro_gram.system.files import check_writable
 
 HERE = Path(__file__).parent
 COLUMNS = {
@@ -106,10 +105,8 @@ def main(argv: list[str]) -> int:
     check_writable(arguments.out)
     solvers = [pyro_gram.load(path) for path in arguments.checkpoints]
     runs = [measure_checkpoint(solver, arguments.inputs) for solver in solvers]
-    results = {"checkpoints": runs, "environment": environment()}
-    write_json(arguments.out, results)
-    write_markdown(arguments.out, markdown(results))
-    print(f"results: {arguments.out}")
+    results = {"checkpoints": runs}
+    write_study(arguments.out, results, markdown(results))
     return 0
 
 

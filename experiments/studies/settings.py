@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import pyro_gram
-from experiments.tables.cells import mean_and_sd, write_markdown
+from experiments.tables.cells import mean_and_sd, write_study
 from pyro_gram.diagnostics.calibration import uniformity
 from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids
 from pyro_gram.errors import UserError
@@ -26,8 +26,7 @@ from pyro_gram.inference.contract import model_traits
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, call
-from pyro_gram.system.files import check_writable, write_json
-from pyro_gram.system.machine import environment
+from pyro_gram.system.files import check_writable
 from pyro_gram.tasks.base import PuzzleSet
 
 HERE = Path(__file__).parent
@@ -170,10 +169,8 @@ def main(argv: list[str]) -> int:
     check_writable(out)
     with torch.no_grad():
         runs = [{"seed": s.config.seed, "variants": measure_checkpoint(s, arguments.inputs)} for s in solvers]
-    results = {"checkpoints": runs, "inputs": arguments.inputs, "environment": environment()}
-    write_json(out, results)
-    write_markdown(out, markdown(results))
-    print(f"results: {out}")
+    results = {"checkpoints": runs, "inputs": arguments.inputs}
+    write_study(out, results, markdown(results))
     return 0
 
 

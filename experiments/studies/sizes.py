@@ -21,14 +21,13 @@ import numpy as np
 import torch
 
 import pyro_gram
-from experiments.tables.cells import mean_and_sd, write_markdown
+from experiments.tables.cells import mean_and_sd, write_study
 from pyro_gram.answers import Answers
 from pyro_gram.diagnostics.metrics import coverage_limit
 from pyro_gram.errors import UserError
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, call
-from pyro_gram.system.files import check_writable, read_json, write_json
-from pyro_gram.system.machine import environment
+from pyro_gram.system.files import check_writable, read_json
 from pyro_gram.tasks.coloring.exact import has_sat_solver, is_colorable
 from pyro_gram.tasks.nqueens.exact import has_completion
 
@@ -281,10 +280,8 @@ def main(argv: list[str]) -> int:
     out = arguments.out or HERE / f"sizes_{task}.json"
     studies = read_studies(out, task, arguments.inputs) if arguments.add else {}
     studies |= {f"seed{solver.config.seed}": measure_checkpoint(solver, arguments.inputs) for solver in solvers}
-    results = {"checkpoints": studies, "inputs": arguments.inputs, "environment": environment()}
-    write_json(out, results)
-    write_markdown(out, markdown(results))
-    print(f"results: {out}")
+    results = {"checkpoints": studies, "inputs": arguments.inputs}
+    write_study(out, results, markdown(results))
     return 0
 
 

@@ -9,7 +9,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from pyro_gram.diagnostics.metrics import wilson_interval
-from pyro_gram.system.files import write_bytes
+from pyro_gram.system.files import write_bytes, write_json
+from pyro_gram.system.machine import environment
 
 
 def mean_and_sd(values: Sequence[float], digits: int = 3) -> str:
@@ -40,6 +41,13 @@ def point_and_sd(point: dict[str, float], metric: str) -> str:
 def write_markdown(json_path: Path, text: str) -> None:
     """Write a table beside the JSON that it shows."""
     write_bytes(json_path.with_suffix(".md"), f"{text}\n".encode())
+
+
+def write_study(path: Path, results: dict[str, Any], table: str) -> None:
+    """Write the results of a study, the machine that measured them, and the table beside them; print the path."""
+    write_json(path, results | {"environment": environment()})
+    write_markdown(path, table)
+    print(f"results: {path}")
 
 
 def by_checkpoint(study: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -186,7 +186,8 @@ class RotaryAttention(nn.Module):
         bias = None if bias is None else bias.expand(*batch, self.heads, L, L)
         if self.is_fused and self.mask is None and L <= MAX_POSITIONS and can_fuse(qkv, rotation):
             scaled_rotation = torch.view_as_complex(rotation * self.scale)
-            values = FusedRotaryAttention.apply(torch.view_as_complex(qkv), scaled_rotation, bias)
+            pairs = torch.view_as_complex(qkv.to(rotation.dtype))
+            values = FusedRotaryAttention.apply(pairs, scaled_rotation, bias)
             return self.out(values.view(*batch, L, D))
         q, k, v = rotate(qkv, rotation).flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
         mask = None if self.mask is None else self.mask[:L, :L]

@@ -32,8 +32,13 @@ def plain_forms() -> Iterator[None]:
 
 
 def can_fuse(*tensors: Tensor) -> bool:
-    """Return whether all tensors are on the CPU, all float32 or all float64, and no compiler or transform is active."""
+    """Return whether all tensors are on the CPU, all float32 or all float64, and no compiler or transform is active.
+
+    Under autocast results of matrix products may be bfloat16. The fused operations take them, but compute in float32.
+    """
     dtypes = {t.dtype for t in tensors}
+    if torch.is_autocast_enabled("cpu"):
+        dtypes -= {torch.bfloat16}
     return (
         not is_compiling()
         and not _use_plain.get()
@@ -96,6 +101,7 @@ class FusedRotaryAttention(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # for few positions bfloat16 is not faster
     def forward(ctx: Any, qkv: Tensor, rotation: Tensor, bias: Tensor | None = None) -> Tensor:
         B, L, _, H, half = qkv.shape
         rotated_qkv = qkv.new_empty(3, B, H, L, half)

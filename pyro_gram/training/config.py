@@ -47,8 +47,9 @@ class TrainConfig:
         on_policy_updates: number of updates along trajectories of the prior in a batch. They are made at successive
             supervision steps, the first at a random depth.
         on_policy_after: on-policy training begins after this share of the run.
-        precision: precision of the core's matrix products: ``fp32``, ``tf32`` (CUDA) or ``bf16``. With ``tf32`` and
-            ``bf16``, CUDA computes all other matrix products in TF32; everything else is in float32.
+        precision: precision of the core's matrix products: ``fp32``, ``tf32`` (CUDA), ``bf16``, or ``auto``: bf16 if
+            the device has instructions for it, else fp32. CUDA then computes all other matrix products in TF32, unless
+            the precision is fp32; everything else is in float32.
         compile: compile the core. This takes 20 to 70 seconds at the start; on the CPU it needs a C++ compiler.
     """
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from pyro_gram.errors import ConfigError, UserError
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16", "auto")
 # The most variants of a core that torch may compile. A variant computes a gradient or none, and starts from z_0
 # (whose rows share memory) or from another state.
 MAX_VARIANTS = 32
@@ -33,6 +33,13 @@ def check_precision(precision: str, compiled: bool, model: nn.Module, device: to
         )
     if compiled and device.type == "cpu" and not has_compiler():
         raise ConfigError(f"train.compile needs a C++ compiler on the CPU ({compiler_command()}): set it to false")
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether a device has instructions for matrix products in bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and any(torch.cpu.get_capabilities().get(n) for n in ("amx_bf16", "avx512_bf16"))
 
 
 def compiler_command() -> str:
@@ -55,14 +62,15 @@ def configure_core(model: nn.Module, precision: str, compiled: bool, device: tor
     """Set the precision of a model's core, and compile it if ``compiled``, in place.
 
     With bf16 the matrix products of the core are in bfloat16; its residuals and norms, and all tensors outside the
-    core (heads, distributions, the likelihood and the KL), stay in float32.
+    core (heads, distributions, the likelihood and the KL), stay in float32. ``auto`` is bf16 where the device has
+    instructions for it, else fp32.
     """
     core: Any = find_core(model)
     if core is None:
         return
     if getattr(vars(core).get("forward"), "func", None) is _forward_in_bfloat16:  # set by an earlier trainer
         del core.forward
-    if precision == "bf16":
+    if precision == "bf16" or (precision == "auto" and multiplies_bfloat16(device)):
         core.forward = partial(_forward_in_bfloat16, core, device.type)
     if compiled:
         limits: Any = torch._dynamo.config

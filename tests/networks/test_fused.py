@@ -32,6 +32,25 @@ def test_values_and_gradients_of_a_stack_are_those_of_plain_operations(monkeypat
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_under_autocast_fused_operations_are_used_and_close_to_float32(monkeypatch):
+    stack = make_stack("attention", 2, 9, D, 2, 12)
+    x = torch.randn(2, 9, D)
+    exact_values = fused_and_plain(monkeypatch, stack, x)[0]
+    monkeypatch.undo()
+    calls = []
+    attend = core.FusedRotaryAttention.apply
+    monkeypatch.setattr(core.FusedRotaryAttention, "apply", lambda *args: calls.append(attend(*args)) or calls[-1])
+    leaf = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = stack(leaf)
+    weights = torch.linspace(-1, 1, y.numel()).view_as(y)
+    values = (y, *torch.autograd.grad((weights * y).sum(), [leaf, *stack.parameters()]))
+    assert y.dtype == torch.float32
+    assert len(calls) == 2
+    for a, b in zip(values, exact_values, strict=True):
+        assert 0 < (a - b).norm() < 0.02 * b.norm()
+
+
 def test_attention_follows_its_definition():
     """As in TRM, channel i of a head (of ``size`` channels) is rotated together with channel i + size / 2."""
     heads, L = 2, 7

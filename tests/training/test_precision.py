@@ -64,6 +64,14 @@ def test_training_in_bfloat16_stays_close_and_returns_float32_tensors():
     assert all(p.dtype == torch.float32 for p in runs["bf16"].model.parameters())
 
 
+@pytest.mark.parametrize("capabilities", [{"amx_bf16": True}, {"avx512_bf16": True}, {"avx512_bf16": False}, {}])
+def test_automatic_precision_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, capabilities):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    model = build_small().model
+    configure_core(model, "auto", False, CPU)
+    assert ("forward" in vars(model.core)) == any(capabilities.values())
+
+
 def test_a_failure_of_the_compiler_is_explained_in_one_line():
     from torch._inductor.exc import InductorError
 
