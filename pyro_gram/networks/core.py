@@ -158,7 +158,7 @@ class RotaryAttention(nn.Module):
         super().__init__()
         if width % (2 * heads):
             raise ConfigError(f"width {width} must be a multiple of 2 * heads = {2 * heads}")
-        self.heads = heads
+        self.heads, self.is_rotated = heads, length > 0
         self.qkv = init_linear_(nn.Linear(width, 3 * width, bias=False))
         self.out = init_linear_(nn.Linear(width, width, bias=False))
         size = width // heads
@@ -189,12 +189,15 @@ class RotaryAttention(nn.Module):
             pairs = torch.view_as_complex(qkv.to(rotation.dtype))
             values = FusedRotaryAttention.apply(pairs, scaled_rotation, bias)
             return self.out(values.view(*batch, L, D))
-        q, k, v = rotate(qkv, rotation).flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
+        qkv = rotate(qkv, rotation) if self.is_rotated else qkv
+        q, k, v = qkv.flatten(-2).permute(2, 0, 3, 1, 4).unbind()  # [B, H, L, size] each
         mask = None if self.mask is None else self.mask[:L, :L]
         if bias is not None:
             bias = bias.reshape(-1, self.heads, L, L).to(q.dtype)
             mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-        attention = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        is_compiled_for_cpu = is_compiling() and x.device.type == "cpu" and L <= MAX_POSITIONS
+        attend = attention_of_few if is_compiled_for_cpu else F.scaled_dot_product_attention
+        attention = attend(q, k, v, attn_mask=mask)
         return self.out(attention.transpose(1, 2).reshape(*batch, L, D))
 
 
@@ -216,6 +219,16 @@ class TermAttention(RotaryAttention):
         bias = bias.to(self.terms.dtype)
         terms = torch.einsum("hr,...rij->...hij", self.terms[:, : bias.shape[-3]], bias.clamp(min=0))
         return super().forward(x, terms + bias.amax(-3, keepdim=True).clamp(max=0))
+
+
+def attention_of_few(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
+    """Compute ``F.scaled_dot_product_attention`` by operations that a compiler fuses; the softmax is in float32.
+
+    For few positions this is faster on a CPU than torch's kernel, whose backward pass is slow with a mask.
+    """
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    weights = (scores if attn_mask is None else scores + attn_mask).softmax(-1)
+    return weights.to(v.dtype) @ v
 
 
 def rotate(pairs: Tensor, rotation: Tensor) -> Tensor:

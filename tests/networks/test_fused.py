@@ -86,6 +86,20 @@ def test_long_inputs_and_prefixes_use_torchs_attention(monkeypatch):
         RotaryAttention(8, D, 2)(torch.randn(1, 8, D))
 
 
+@pytest.mark.parametrize("length", [0, 9])  # without and with rotary positions
+def test_compiled_attention_over_few_positions_is_the_plain_one(monkeypatch, length):
+    layer = RotaryAttention(length, D, 2).double()
+    x, bias = torch.randn(3, 9, D, dtype=torch.double), torch.randn(2, 9, 9, dtype=torch.double)
+    bias[:, :, 4] = -torch.inf
+    expected = layer(x, bias)
+
+    def refuse(*_, **__):
+        raise AssertionError("torch's kernel, which is slow with a mask")
+
+    monkeypatch.setattr(core.F, "scaled_dot_product_attention", refuse)
+    torch.testing.assert_close(torch.compile(layer, backend="eager")(x, bias), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_second_derivatives_need_plain_operations():
     stack = make_stack("attention", 1, 5, D, 2, 12).double()
     x = torch.randn(2, 5, D, dtype=torch.double, requires_grad=True)
