@@ -4,7 +4,8 @@ Of a lattice these are order, certainty, number of decisions at once, applicatio
 autoregressive or a masked diffusion model, its floor and its sampling steps. They are changed one at a time. All
 variants do equal work: as many evaluations of the network as 20 samples take with the checkpoint's own settings. The
 inputs are those of the validation split, so that settings may be chosen by this study. The checkpoints are seeds of one
-run.
+run. The figure shows what depth pays (left: accuracy and evenness of one sample against its evaluations) and what width
+pays (right: coverage and vote of more and more samples).
 """
 
 from __future__ import annotations
@@ -12,21 +13,26 @@ from __future__ import annotations
 import sys
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 import pyro_gram
 from experiments.tables.cells import mean_and_sd, write_study
 from pyro_gram.diagnostics.calibration import uniformity
-from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, solution_ids
+from pyro_gram.diagnostics.metrics import coverage_by_input, coverage_limit, selected_answers, solution_ids
+from pyro_gram.diagnostics.plots.posterior import RED
+from pyro_gram.diagnostics.plots.run import BLUE, GREEN, GREY, ORANGE, set_count_ticks, style_axes
 from pyro_gram.errors import UserError
 from pyro_gram.inference.contract import model_traits
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.solver import Solver
 from pyro_gram.system.cli import Parser, call
-from pyro_gram.system.files import check_writable
+from pyro_gram.system.files import check_writable, write_atomically
 from pyro_gram.tasks.base import PuzzleSet
 
 HERE = Path(__file__).parent
@@ -55,6 +61,18 @@ VARIANTS: dict[str, dict[str, Any]] = {  # of a lattice
     "two sweeps": {"sweeps": 2},
     "four sweeps": {"sweeps": 4},
 }
+COUNTS = (1, 2, 5, 10, 20, 40, 80)  # numbers of samples of an input
+SHOWN = ("own settings", "most certain token next", "two sweeps", "four sweeps", "8 sampling steps")
+SETTINGS = {  # the fields that variants change
+    "order": "order",
+    "certainty": "certainty",
+    "count": "tokens at once",
+    "low_steps": "applications of f",
+    "floor": "floor",
+    "sweeps": "sweeps",
+    "sampling_steps": "sampling steps",
+}
+COLORS = (BLUE, ORANGE, GREEN, RED, GREY, "#CC79A7", "#56B4E9")
 COLUMNS = {
     "right": "right samples",
     "evaluations": "evaluations a sample",
@@ -79,7 +97,7 @@ def variants_of(solver: Solver) -> dict[str, dict[str, Any]]:
     return variants
 
 
-def measure_variant(solver: Solver, puzzles: PuzzleSet, changes: dict[str, Any], budget: float) -> dict[str, float]:
+def measure_variant(solver: Solver, puzzles: PuzzleSet, changes: dict[str, Any], budget: float) -> dict[str, Any]:
     """Measure a checkpoint with changed settings.
 
     Args:
@@ -113,7 +131,14 @@ def measure_variant(solver: Solver, puzzles: PuzzleSet, changes: dict[str, Any],
         work = float(getattr(model.config, "sampling_steps", 0) or solver.task.spec.output_length)
     count = max(1, min(MAX_SAMPLES, round((budget or BUDGET * work) / work)))
     evenness = uniformity(ids, puzzles.num_solutions)
+    answers = solver.task.canonical_form(puzzles.inputs, samples.tokens)
+    by_count = []
+    for n in COUNTS:
+        vote = solver.task.is_valid(puzzles.inputs, selected_answers(answers[:n], samples.score[:n]))
+        coverage = coverage_by_input(ids[:n], puzzles.num_solutions)
+        by_count.append({"samples": n, "vote": vote.double().mean().item(), "coverage": coverage.mean().item()})
     return {
+        "by_count": by_count,
         "right": (ids >= 0).double().mean().item(),
         "evaluations": work,
         "samples": count,
@@ -123,7 +148,7 @@ def measure_variant(solver: Solver, puzzles: PuzzleSet, changes: dict[str, Any],
     }
 
 
-def measure_checkpoint(solver: Solver, count: int) -> dict[str, dict[str, float]]:
+def measure_checkpoint(solver: Solver, count: int) -> dict[str, dict[str, Any]]:
     """Measure all variants on the first ``count`` validation inputs.
 
     Raises:
@@ -133,7 +158,7 @@ def measure_checkpoint(solver: Solver, count: int) -> dict[str, dict[str, float]
     puzzles = solver.task.split("validation").subset(count)
     if puzzles.inputs is None or not puzzles.has_all_solutions or int(puzzles.num_solutions.max()) < 2:
         raise UserError("this study needs inputs with several solutions, all of them known")
-    results: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, changes in variants.items():
         budget = BUDGET * results["own settings"]["evaluations"] if results else 0.0
         results[name] = measure_variant(solver, puzzles, changes, budget)
@@ -149,6 +174,42 @@ def markdown(study: dict[str, Any]) -> str:
         cells = [mean_and_sd([run["variants"][name][key] for run in runs]) for key in COLUMNS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def settings_figure(study: dict[str, Any]) -> Figure:
+    """Draw accuracy and evenness of a sample against its evaluations, and coverage and vote against those of an input.
+
+    On the left the variants of one setting share a colour, and a line joins them. The cross has the own settings.
+    """
+    runs = [run["variants"] for run in study["checkpoints"]]
+
+    def mean_of(name: str, key: str) -> float:
+        return mean(run[name][key] for run in runs)
+
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    (accuracy, coverage), (evenness, vote) = figure.subplots(2, 2)
+    for axes, key, label in ((accuracy, "right", "right samples"), (evenness, "excess", COLUMNS["excess"])):
+        own = (mean_of("own settings", "evaluations"), mean_of("own settings", key))
+        for number, setting in enumerate(SETTINGS):
+            names = [n for n in runs[0] if setting in {**VARIANTS, **STEPS}[n]]
+            points = sorted([own, *((mean_of(n, "evaluations"), mean_of(n, key)) for n in names)])
+            if names:
+                axes.plot(*zip(*points, strict=True), "o-", color=COLORS[number], markersize=4, label=SETTINGS[setting])
+        axes.plot(*own, "kx", markersize=10, label="own settings")
+        axes.set_xscale("log")
+        set_count_ticks(axes.xaxis)
+        axes.legend(fontsize=8)
+        style_axes(axes, "evaluations of the network for a sample", label)
+    for axes, key, label in ((coverage, "coverage", "share of solutions covered"), (vote, "vote", "right votes")):
+        for name, color in zip([name for name in SHOWN if name in runs[0]], COLORS, strict=False):
+            points = zip(*(run[name]["by_count"] for run in runs), strict=True)
+            means = [(p[0]["samples"] * mean_of(name, "evaluations"), mean(q[key] for q in p)) for p in points]
+            axes.plot(*zip(*means, strict=True), "o-", markersize=3, color=color, label=name)
+        axes.set_xscale("log")
+        set_count_ticks(axes.xaxis)
+        axes.legend(fontsize=8)
+        style_axes(axes, "evaluations of the network for all samples of an input", label)
+    return figure
 
 
 def main(argv: list[str]) -> int:
@@ -170,6 +231,7 @@ def main(argv: list[str]) -> int:
     with torch.no_grad():
         runs = [{"seed": s.config.seed, "variants": measure_checkpoint(s, arguments.inputs)} for s in solvers]
     results = {"checkpoints": runs, "inputs": arguments.inputs}
+    write_atomically(out.with_suffix(".png"), partial(settings_figure(results).savefig, dpi=100))
     write_study(out, results, markdown(results))
     return 0
 

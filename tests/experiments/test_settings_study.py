@@ -46,10 +46,14 @@ def test_every_variant_does_the_work_of_twenty_samples_and_has_its_own_effect(st
                 20 * own["evaluations"] / row["evaluations"], abs=0.5
             )
             assert 0 <= row["coverage"] <= 1, name
+            coverages = [point["coverage"] for point in row["by_count"]]
+            assert coverages == sorted(coverages)
+            assert row["coverage"] <= coverages[-1]
         assert variants["one token at a time"]["evaluations"] > own["evaluations"]
         assert variants["4 tokens at once"]["evaluations"] < variants["2 tokens at once"]["evaluations"]
         assert variants["four sweeps"]["samples"] < variants["one sweep"]["samples"] < 20
         assert variants["f applied once more"]["evaluations"] == pytest.approx(own["evaluations"] / 2 * 3, rel=0.2)
+    assert out.with_suffix(".png").stat().st_size > 20_000
     assert out.with_suffix(".md").read_text().count("\n") == 2 + len(settings.VARIANTS)
 
 
