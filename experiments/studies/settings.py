@@ -202,8 +202,8 @@ def settings_figure(study: dict[str, Any]) -> Figure:
         style_axes(axes, "evaluations of the network for a sample", label)
     for axes, key, label in ((coverage, "coverage", "share of solutions covered"), (vote, "vote", "right votes")):
         for name, color in zip([name for name in SHOWN if name in runs[0]], COLORS, strict=False):
-            points = zip(*(run[name]["by_count"] for run in runs), strict=True)
-            means = [(p[0]["samples"] * mean_of(name, "evaluations"), mean(q[key] for q in p)) for p in points]
+            by_count = zip(*(run[name]["by_count"] for run in runs), strict=True)
+            means = [(p[0]["samples"] * mean_of(name, "evaluations"), mean(q[key] for q in p)) for p in by_count]
             axes.plot(*zip(*means, strict=True), "o-", markersize=3, color=color, label=name)
         axes.set_xscale("log")
         set_count_ticks(axes.xaxis)
