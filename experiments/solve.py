@@ -31,7 +31,7 @@ from pyro_gram.tasks.sources import STDIN_NAME, FailedInput, Source, names_of_ve
 from pyro_gram.tasks.terminal import wants_colour
 
 # options of Solver.stream
-SOLVER_OPTIONS = ("num_samples", "depth", "seed", "select", "colors", "halt", "draws", "sweeps", "memory")
+SOLVER_OPTIONS = ("num_samples", "depth", "seed", "select", "colors", "halt", "draws", "restarts", "sweeps", "memory")
 FIGURE_ROWS, FIGURE_COLUMNS = 6, 4  # largest numbers of inputs, and of answers for each input, in --figure
 MAX_TITLE = 20  # an input with more characters is titled by its number in a figure
 JSON_HELP = (
@@ -113,6 +113,13 @@ def make_parser() -> Parser:
         type=float,
         metavar="P",
         help="draw no value with a lower probability, for models with a lattice (default: as in the run's evaluation)",
+    )
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        metavar="R",
+        help="start a trajectory anew, up to R times, if the halt head thinks its answer wrong "
+        "(default: the checkpoint's)",
     )
     parser.add_argument(
         "--sweeps",

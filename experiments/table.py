@@ -199,6 +199,7 @@ def metrics_of_fewer(
             depth=solver.config.depth,
             seed=evaluate.seed,
             temper=solver.config.temper,
+            restarts=evaluate.restarts,
             sweeps=evaluate.sweeps,
             max_trajectories=chunk_size(task.spec.positions),
         )

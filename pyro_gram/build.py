@@ -84,6 +84,8 @@ def check_parts(config: RunConfig) -> None:
         raise ConfigError("train.exact_targets is for models with a lattice and needs train.act: set it to false")
     if config.evaluate.sweeps and not model_facts.has_lattice:
         raise ConfigError(f"model {names['model']!r} has no lattice to open again: set evaluate.sweeps to 0")
+    if config.evaluate.restarts and not config.heads.hidden:
+        raise ConfigError("restarts need the halt head: set heads.hidden, or evaluate.restarts to 0")
     if model_facts.is_one_step:
         _check_one_step(config)
     _check_guided_transitions(config)

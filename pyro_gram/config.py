@@ -33,6 +33,7 @@ class EvaluateConfig:
         inputs: the number of held-out inputs that are measured, counted from the start of the split; 0 for all. The
             order of the split is random.
         seed: the seed of the measured trajectories.
+        restarts: how often a trajectory starts anew if the halt head thinks its answer wrong, for models with heads.
         sweeps: how often a complete answer is opened again and drawn anew (``sampling.rollout``), for models with a
             lattice.
     """
@@ -41,10 +42,12 @@ class EvaluateConfig:
     depth: int = 0
     inputs: int = 0
     seed: int = 1
+    restarts: int = 0
     sweeps: int = 0
 
     def __post_init__(self) -> None:
-        check_range(self, num_samples=AT_LEAST_1, depth=AT_LEAST_0, inputs=AT_LEAST_0, sweeps=AT_LEAST_0)
+        counts = ("depth", "inputs", "restarts", "sweeps")
+        check_range(self, num_samples=AT_LEAST_1, **dict.fromkeys(counts, AT_LEAST_0))
         check_seed(self.seed)
 
 

@@ -42,6 +42,7 @@ class SampleSettings(TypedDict, total=False):
     temper: TemperConfig | None
     halt: float | None
     draws: str
+    restarts: int | None
     sweeps: int | None
     memory: float | None
     progress: Callable[[int], Any] | None
@@ -94,6 +95,7 @@ class Solver:
         temper: TemperConfig | None = None,
         halt: float | None = None,
         draws: str = "independent",
+        restarts: int | None = None,
         sweeps: int | None = None,
         memory: float | None = None,
         progress: Callable[[int], Any] | None = None,
@@ -113,6 +115,8 @@ class Solver:
                 trajectories run to ``depth``.
             draws: how the trajectories of an input are drawn together: ``independent``, ``antithetic`` or ``sobol``
                 (``sampling.draws``); or ``smc``, weighted by the value head (``sampling.smc``).
+            restarts: how often a trajectory starts anew if the halt head gives its last answer a probability below 0.5
+                of being right; None takes the value of the config. More than 0 needs heads.
             sweeps: how often half of a complete answer is drawn again, for models with a lattice; None takes the value
                 of the config.
             memory: MB for the trajectories that run at once; by default about 250 MB if D = 128.
@@ -128,7 +132,13 @@ class Solver:
             ConfigError: halt is set without heads; or the draws are antithetic or Sobol and the prior is not Gaussian.
         """
         settings = SampleSettings(
-            temper=temper, halt=halt, draws=draws, sweeps=sweeps, memory=memory, progress=progress
+            temper=temper,
+            halt=halt,
+            draws=draws,
+            restarts=restarts,
+            sweeps=sweeps,
+            memory=memory,
+            progress=progress,
         )
         return self._sample(self._tokens(x), num_samples, depth, seed, settings, history)
 
@@ -159,12 +169,16 @@ class Solver:
         }
         tokens = to_device_of(self.model, tokens)
         if draws == "smc":
-            if tokens is None or history or halt not in (None, 1) or settings.get("sweeps"):
-                raise UserError("smc weighs full trajectories: it needs an input, and takes no history, halt or sweeps")
+            if tokens is None or history or halt not in (None, 1) or settings.get("sweeps") or settings.get("restarts"):
+                raise UserError(
+                    "smc weighs full trajectories: it needs an input, and takes no history, halt, restarts or sweeps"
+                )
             return self._filter(tokens, progress, **common_settings)
-        sweeps = settings.get("sweeps")
-        halt, sweeps = (halt, sweeps or 0) if history else (self._halt(halt), self._sweeps(sweeps))
-        common_settings |= {"draws": DrawScheme(draws), "sweeps": sweeps}
+        common_settings["draws"] = DrawScheme(draws)
+        for name in ("restarts", "sweeps"):  # a history leaves out those of the config
+            value: Any = settings.get(name)
+            common_settings[name] = value or 0 if history else self._count_of(name, value)
+        halt = halt if history else self._halt(halt)
         with isolated_program():
             samples = rollout(self.model, tokens, history=history, halt=halt, progress=progress, **common_settings)
         return samples.cpu()
@@ -185,6 +199,7 @@ class Solver:
         temper: TemperConfig | None = None,
         halt: float | None = None,
         draws: str = "independent",
+        restarts: int | None = None,
         sweeps: int | None = None,
         **_: Any,
     ) -> tuple[str, ...]:
@@ -194,10 +209,10 @@ class Solver:
         frequency of an answer is then an unbiased estimate of the probability that a trajectory ends in it. This holds
         for antithetic and Sobol draws too: each draw comes from the prior. A temper makes other answers frequent;
         a trajectory that halts keeps an answer that later steps might change; SMC favours answers that the value head
-        trusts; sweeps draw from the model's conditional distributions of a half given the other.
+        trusts, and so do restarts; sweeps draw from the model's conditional distributions of a half given the other.
 
         Args:
-            temper, halt, draws, sweeps: as for :meth:`sample`.
+            temper, halt, draws, restarts, sweeps: as for :meth:`sample`.
         """
         temper, halt = self._temper(temper), self._halt(halt)
         floor = getattr(self.config.model, "floor", 0.0)
@@ -206,8 +221,9 @@ class Solver:
             caveats.append("filtered by the value head")
         elif halt not in (None, 1):
             caveats.append(f"halting at P = {halt:g}")
-        if draws != "smc" and (sweeps := self._sweeps(sweeps)):
-            caveats.append(f"{sweeps} sweeps")
+        for name, value in {"restarts": restarts, "sweeps": sweeps}.items():
+            if draws != "smc" and (count := self._count_of(name, value)):
+                caveats.append(f"{count} {name}")
         return tuple(caveats)
 
     def _temper(self, temper: TemperConfig | None) -> TemperConfig:
@@ -216,8 +232,9 @@ class Solver:
     def _halt(self, halt: float | None) -> float | None:
         return self.config.heads.halt if halt is None and self.has_heads else halt
 
-    def _sweeps(self, sweeps: int | None) -> int:
-        return self.config.evaluate.sweeps if sweeps is None else to_int("sweeps", sweeps)
+    def _count_of(self, name: str, value: int | None) -> int:
+        """Return the number of restarts or sweeps: ``value``, or that of the config if it is None."""
+        return getattr(self.config.evaluate, name) if value is None else to_int(name, value)
 
     def check_depth(self, depth: int | None) -> None:
         """Raise UserError if ``depth`` is not 1 and the model answers in one supervision step."""
@@ -291,7 +308,8 @@ class Solver:
             colors: the largest number of colours of an answer, in tasks that have such a number
                 (``Task.max_colors``). With None these tasks try the fewest colours, or as many as the text of an input
                 says, then one more and so on, until a sample is right.
-            **settings: ``temper``, ``halt``, ``draws``, ``sweeps``, ``memory``, ``progress``, as for :meth:`sample`.
+            **settings: ``temper``, ``halt``, ``draws``, ``restarts``, ``sweeps``, ``memory`` and ``progress``, as for
+                :meth:`sample`.
 
         Raises:
             InputError, UserError, ConfigError: as for :meth:`sample`; or the selection is unknown, or impossible for

@@ -71,7 +71,7 @@ def measure_checkpoint(solver: Solver, count: int) -> dict[str, Any]:
     measured = [row for row in rows if row]
     if not measured:
         raise UserError("every input has too many states: measure a task with fewer open tokens")
-    task = solver.config.names["task"]
+    task = f"{solver.config.names['task']}, {solver.task.spec.output_length} tokens"
     means = {key: mean(row[key] for row in measured) for key in COLUMNS}
     return {
         "task": task,

@@ -54,6 +54,7 @@ def sample_prior(solver: Solver, x: Tensor | None, processes: ProcessGroup = SIN
         "seed": config.evaluate.seed,
         "temper": config.temper,
         "sweeps": 0 if changes.get("history") else config.evaluate.sweeps,
+        "restarts": 0 if changes.get("history") or not solver.has_heads else config.evaluate.restarts,
         "max_trajectories": chunk_size(solver.task.spec.positions),
         "processes": processes,
     }

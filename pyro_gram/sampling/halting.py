@@ -1,4 +1,4 @@
-"""Run trajectories that end at different times, and open complete answers again."""
+"""Run trajectories that end at different times, start wrong ones anew, and open complete answers again."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pyro_gram.sampling.steps import Decode, run_steps, start_states
 
 LOG_DECIDED = "log_decided"
 REOPENED_SHARE = 0.5  # share of the tokens of a complete answer that a sweep opens again
+WRONG = 0.5  # an answer is thought wrong if the halt head gives it a lower probability of being right
 
 
 def run_until_halted(
@@ -29,6 +30,7 @@ def run_until_halted(
     depth: int,
     halt: float | None,
     draws: DrawScheme,
+    restarts: int,
     sweeps: int,
 ) -> Rollout:
     """Run trajectories one supervision step at a time; a trajectory that has halted leaves the batch.
@@ -47,10 +49,18 @@ def run_until_halted(
     values = {name: value.flatten(0, 1)[rows] for name, value in _read_answers(end).items()}
     x_rows = None if x is None else x[rows % b]
     values, steps = _run_rows(model, x_rows, state, values, depth, halt, step)
+    for _ in range(restarts):
+        wrong_rows = (values[HALT] < WRONG).nonzero().flatten()
+        if not len(wrong_rows):
+            break
+        x_wrong = None if x_rows is None else x_rows[wrong_rows]
+        start = start_states(model, x_wrong, len(wrong_rows))
+        new_values, new_steps = _run_from(model, x_wrong, start, depth, halt)
+        values = {name: value.index_copy(0, wrong_rows, new_values[name]) for name, value in values.items()}
+        steps = steps.index_add(0, wrong_rows, new_steps)
     for _ in range(sweeps):
         state = _reopen(model, x_rows, values[ANSWER])
-        start = _read_answers(end := run_steps(model, x_rows, state, None, 1))
-        new_values, new_steps = _run_rows(model, x_rows, end.state, start, depth, None, 1)
+        new_values, new_steps = _run_from(model, x_rows, state, depth, None)
         is_complete = new_values[HALTED]
         values = {name: _where(is_complete, new_values[name], value) for name, value in values.items()}
         steps = steps + new_steps
@@ -60,6 +70,14 @@ def run_until_halted(
     steps = steps.view(num_samples, b)
     work = steps.sum(0) + (num_proposals - num_samples) * step
     return Rollout(results[ANSWER], results["score"], steps, work, results.get(VALUE))
+
+
+def _run_from(
+    model: Callable[..., Any], x: Tensor | None, state: LatentState, depth: int, halt: float | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Run trajectories from ``state`` until each has halted; arguments and results are those of :func:`_run_rows`."""
+    end = run_steps(model, x, state, None, 1)
+    return _run_rows(model, x, end.state, _read_answers(end), depth, halt, 1)
 
 
 def _run_rows(

@@ -1,8 +1,8 @@
 """Sample trajectories of the prior and decode the answer at the end of each.
 
 :func:`rollout` runs the same Pyro program as ``pyro.infer.Predictive``. Under one seed both draw the same numbers, as
-long as ``temper``, ``halt``, ``draws`` and ``sweeps`` have their defaults, all inputs have one size, and the model's
-answers are not complete before ``depth`` steps. :func:`rollout` keeps no trace and runs in chunks of bounded memory. A
+long as all settings of a trajectory have their defaults, all inputs have one size, and the model's answers are not
+complete before ``depth`` steps. :func:`rollout` keeps no trace and runs in chunks of bounded memory. A
 rollout never sees the right answer y. Its decoded answers can therefore be compared with y.
 """
 
@@ -42,6 +42,7 @@ class RolloutConfig:
         temper: how the prior differs from the trained one.
         halt: a trajectory ends when the halt head's probability of a right answer reaches this value; None: never.
         draws: how the trajectories of an input are drawn together.
+        restarts: how often a trajectory whose last answer the halt head thinks wrong starts anew.
         sweeps: how often half of a complete answer is drawn again.
     """
 
@@ -50,6 +51,7 @@ class RolloutConfig:
     temper: TemperConfig = NO_TEMPER
     halt: float | None = None
     draws: DrawScheme = INDEPENDENT
+    restarts: int = 0
     sweeps: int = 0
 
 
@@ -67,6 +69,7 @@ def rollout(
     temper: TemperConfig = NO_TEMPER,
     halt: float | None = None,
     draws: DrawScheme = INDEPENDENT,
+    restarts: int = 0,
     sweeps: int = 0,
     max_trajectories: int = MAX_TRAJECTORIES,
     progress: Callable[[int], Any] | None = None,
@@ -86,6 +89,8 @@ def rollout(
         halt: a trajectory ends after the first supervision step at which the halt head's probability of a right
             answer reaches this value (A.1: 0.5). None or 1: it runs to ``depth``, or until its answer is complete.
         draws: how the trajectories of an input are drawn together (``sampling.draws``).
+        restarts: how often a trajectory starts anew at z_0 if, at its end, the halt head gives its answer a probability
+            below 0.5 of being right.
         sweeps: how often a random half of a complete answer is opened again and drawn given the rest, if
             the model's trajectories end with a complete answer. A sweep of ``depth`` steps without one is dropped.
         max_trajectories: the largest number of trajectories that run at once.
@@ -101,7 +106,7 @@ def rollout(
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     _check_halt(halt, model)
     check_no_temper()
-    config = RolloutConfig(depth, history, temper, None if halt == 1 else halt, draws, sweeps)
+    config = RolloutConfig(depth, history, temper, None if halt == 1 else halt, draws, restarts, sweeps)
     _check_config(config, x, model)
     size = max(1, max_trajectories // draws.num_proposals(1))
     order = _order_by_size(model, x)
@@ -152,12 +157,15 @@ def _check_halt(halt: float | None, model: Any) -> None:
 
 
 def _check_config(config: RolloutConfig, x: Tensor | None, model: Any) -> None:
-    if config.sweeps < 0:
-        raise UserError(f"sweeps must be at least 0, not {config.sweeps}")
+    for name in ("restarts", "sweeps"):
+        if getattr(config, name) < 0:
+            raise UserError(f"{name} must be at least 0, not {getattr(config, name)}")
+    if config.restarts:
+        check_has_heads(model, "halt")
     if config.sweeps and (config.history or not model_traits(model).has_lattice):
         raise UserError("sweeps draw half of a complete answer again: they need a model with a lattice, and no history")
-    if config.history and (config.halt is not None or config.draws.is_selective):
-        raise UserError("a history needs trajectories that all run to the full depth: leave out halt and draws")
+    if config.history and (config.halt is not None or config.draws.is_selective or config.restarts):
+        raise UserError("a history needs trajectories that run once to the full depth: leave out halt, draws, restarts")
     if x is None and config.draws.is_selective:
         raise UserError("distinct trajectories are for answers to an input, not for p(x)")
 
@@ -182,10 +190,11 @@ def _run_chunk(model: Callable[..., Any], x: Tensor | None, num_samples: int, co
     # Pyro applies the inner handler first: Temper changes the prior, then the draw scheme draws from it.
     with config.draws.handler(), Temper(config.temper):
         has_lattice = model_traits(model).has_lattice and not config.history
-        if config.halt is not None or config.draws.is_selective or has_lattice:
+        if config.halt is not None or config.draws.is_selective or config.restarts or has_lattice:
             from pyro_gram.sampling.halting import run_until_halted
 
-            settings: dict[str, Any] = {name: getattr(config, name) for name in ("depth", "halt", "draws", "sweeps")}
+            names = ("depth", "halt", "draws", "restarts", "sweeps")
+            settings: dict[str, Any] = {name: getattr(config, name) for name in names}
             return run_until_halted(model, x, num_samples, **settings)
         if config.history:
             ends = list(rollout_steps(model, x, depth=config.depth, num_samples=num_samples))

@@ -11,10 +11,12 @@ from torch.nn.functional import one_hot
 from pyro_gram.build import build
 from pyro_gram.errors import ConfigError, UserError
 from pyro_gram.inference.importance import guide_draws
+from pyro_gram.inference.sites import HALT
+from pyro_gram.sampling import halting
 from pyro_gram.sampling.rollout import rollout
 from pyro_gram.sampling.smc import smc
 from pyro_gram.training.heads import HeadsConfig, attach_heads
-from tests.conftest import build_case, build_small, small_config
+from tests.conftest import build_case, build_small, perturb_, small_config
 from tests.networks.relational import SIZES, SPECS, FixedGuidance, make_pairs, make_program
 from tests.training.test_trainer import make_trainer
 
@@ -139,9 +141,40 @@ def test_heads_judge_sweeps_and_filter_trajectories():
     assert (solver.sample(x, num_samples=6, draws="smc").steps == solver.config.depth).all()
 
 
+def test_a_trajectory_whose_answer_is_thought_wrong_starts_anew(monkeypatch):
+    ends, run_rows = [], halting._run_rows
+    monkeypatch.setattr(halting, "_run_rows", lambda *args: ends.append((end := run_rows(*args))[0]) or end)
+    solver, x = with_heads()
+    perturb_(solver.model.heads, 1.0)
+    once, again = (rollout(solver.model, x, num_samples=20, depth=20, seed=3, restarts=n) for n in (0, 3))
+    is_restarted = again.steps > once.steps
+    assert 0.1 < is_restarted.double().mean() < 0.9
+    assert torch.equal(again.tokens[~is_restarted], once.tokens[~is_restarted])
+    assert not torch.equal(again.tokens[is_restarted], once.tokens[is_restarted])
+    assert torch.equal(again.steps[~is_restarted], once.steps[~is_restarted])
+    assert torch.equal(ends[1][HALT].view(20, -1) < 0.5, is_restarted)
+    num_wrong = [int((end[HALT] < 0.5).sum()) for end in ends[1:]]
+    assert [len(end[HALT]) for end in ends[2:]] == num_wrong[: len(ends) - 2]
+
+
+def test_restarts_need_heads():
+    with pytest.raises(ConfigError, match="set heads.hidden, or evaluate.restarts to 0"):
+        build_small(model_name="lattice", task_name="sudoku", evaluate={"restarts": 1})
+    solver = build_small(model_name="lattice", task_name="sudoku")
+    x = solver.task.split("test").inputs
+    with pytest.raises(ConfigError, match="heads"):
+        solver.sample(x, restarts=1)
+    with pytest.raises(UserError, match="restarts must be at least 0, not -1"):
+        solver.sample(x, restarts=-1)
+    solver, x = with_heads()
+    assert solver.frequency_caveats(restarts=2, halt=1) == ("2 restarts",)
+    with pytest.raises(UserError, match="leave out halt, draws, restarts"):
+        solver.sample(x, history=True, restarts=1)
+
+
 def test_sweeps_that_cannot_be_made_are_refused():
     solver, x = with_heads(evaluate={"sweeps": 1})
-    with pytest.raises(UserError, match="takes no history, halt or sweeps"):
+    with pytest.raises(UserError, match="takes no history, halt, restarts or sweeps"):
         solver.sample(x, num_samples=3, draws="smc", sweeps=2)
     with pytest.raises(UserError, match="they need a model with a lattice, and no history"):
         solver.sample(x, num_samples=3, history=True, sweeps=2)

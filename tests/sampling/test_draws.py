@@ -153,7 +153,7 @@ def test_distinct_is_for_answers_to_an_input_and_keeps_no_history():
     case = build_case()
     with pytest.raises(UserError, match="not for p\\(x\\)"):
         rollout(case.solver.model, None, num_samples=2, depth=1, draws=DrawScheme("distinct"))
-    with pytest.raises(UserError, match="leave out halt and draws"):
+    with pytest.raises(UserError, match="leave out halt, draws"):
         rollout(case.solver.model, case.x, num_samples=2, depth=1, draws=DrawScheme("distinct"), history=True)
 
 

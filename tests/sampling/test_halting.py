@@ -85,7 +85,7 @@ def test_a_halt_needs_heads_a_probability_and_no_history():
     rollout(model, case.x, num_samples=1, depth=1, halt=1, history=True)  # with halt = 1 no trajectory halts
     model.heads = StateHeads()
     rollout(model, case.x, num_samples=1, depth=1, halt=0)
-    with pytest.raises(UserError, match="leave out halt and draws"):
+    with pytest.raises(UserError, match="leave out halt, draws"):
         rollout(model, case.x, num_samples=1, depth=1, halt=0.5, history=True)
 
 
