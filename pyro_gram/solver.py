@@ -132,13 +132,7 @@ class Solver:
             ConfigError: halt is set without heads; or the draws are antithetic or Sobol and the prior is not Gaussian.
         """
         settings = SampleSettings(
-            temper=temper,
-            halt=halt,
-            draws=draws,
-            restarts=restarts,
-            sweeps=sweeps,
-            memory=memory,
-            progress=progress,
+            temper=temper, halt=halt, draws=draws, restarts=restarts, sweeps=sweeps, memory=memory, progress=progress
         )
         return self._sample(self._tokens(x), num_samples, depth, seed, settings, history)
 
@@ -164,15 +158,18 @@ class Solver:
             "num_samples": num_samples,
             "depth": depth,
             "seed": seed,
-            "temper": self._temper(temper),
+            "temper": temper or self.config.temper,
             "max_trajectories": self._chunk_size(settings.get("memory"), tokens),
         }
         tokens = to_device_of(self.model, tokens)
         if draws == "smc":
-            if tokens is None or history or halt not in (None, 1) or settings.get("sweeps") or settings.get("restarts"):
-                raise UserError(
-                    "smc weighs full trajectories: it needs an input, and takes no history, halt, restarts or sweeps"
-                )
+            if (
+                tokens is None
+                or history
+                or halt not in (None, 1)
+                or any(settings.get(n) for n in ("restarts", "sweeps"))
+            ):
+                raise UserError("smc needs an input, and takes no history, halt, restarts or sweeps")
             return self._filter(tokens, progress, **common_settings)
         common_settings["draws"] = DrawScheme(draws)
         for name in ("restarts", "sweeps"):  # a history leaves out those of the config
@@ -214,7 +211,7 @@ class Solver:
         Args:
             temper, halt, draws, restarts, sweeps: as for :meth:`sample`.
         """
-        temper, halt = self._temper(temper), self._halt(halt)
+        temper, halt = temper or self.config.temper, self._halt(halt)
         floor = getattr(self.config.model, "floor", 0.0)
         caveats = [text] if (text := temper.describe()) else [f"no tokens below p = {floor:g}"] if floor else []
         if draws == "smc":
@@ -225,9 +222,6 @@ class Solver:
             if draws != "smc" and (count := self._count_of(name, value)):
                 caveats.append(f"{count} {name}")
         return tuple(caveats)
-
-    def _temper(self, temper: TemperConfig | None) -> TemperConfig:
-        return self.config.temper if temper is None else temper
 
     def _halt(self, halt: float | None) -> float | None:
         return self.config.heads.halt if halt is None and self.has_heads else halt
