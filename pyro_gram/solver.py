@@ -163,12 +163,8 @@ class Solver:
         }
         tokens = to_device_of(self.model, tokens)
         if draws == "smc":
-            if (
-                tokens is None
-                or history
-                or halt not in (None, 1)
-                or any(settings.get(n) for n in ("restarts", "sweeps"))
-            ):
+            is_repeated = settings.get("restarts") or settings.get("sweeps")
+            if tokens is None or history or halt not in (None, 1) or is_repeated:
                 raise UserError("smc needs an input, and takes no history, halt, restarts or sweeps")
             return self._filter(tokens, progress, **common_settings)
         common_settings["draws"] = DrawScheme(draws)
