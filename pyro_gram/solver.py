@@ -115,8 +115,8 @@ class Solver:
                 trajectories run to ``depth``.
             draws: how the trajectories of an input are drawn together: ``independent``, ``antithetic`` or ``sobol``
                 (``sampling.draws``); or ``smc``, weighted by the value head (``sampling.smc``).
-            restarts: how often a trajectory starts anew if the halt head gives its last answer a probability below 0.5
-                of being right; None takes the value of the config. More than 0 needs heads.
+            restarts: how often a trajectory starts anew if the halt head thinks its last answer wrong (P below 0.5);
+                None takes the value of the config.
             sweeps: how often half of a complete answer is drawn again, for models with a lattice; None takes the value
                 of the config.
             memory: MB for the trajectories that run at once; by default about 250 MB if D = 128.
@@ -129,7 +129,7 @@ class Solver:
         Raises:
             InputError: x is not an input of this task.
             UserError: a count is below 1; temper, halt or draws has a wrong value; or there is too little memory.
-            ConfigError: halt is set without heads; or the draws are antithetic or Sobol and the prior is not Gaussian.
+            ConfigError: halt or restarts without heads; or antithetic or Sobol draws of a prior that is not Gaussian.
         """
         settings = SampleSettings(
             temper=temper, halt=halt, draws=draws, restarts=restarts, sweeps=sweeps, memory=memory, progress=progress
@@ -250,9 +250,7 @@ class Solver:
         spec = self.task.spec
         if not spec.has_input:
             if x is not None:
-                raise InputError(
-                    "this checkpoint is a model p(x), without input: use x = None, or experiments/sample.py"
-                )
+                raise InputError("this checkpoint is a model p(x), without input: use x = None, or sample.py")
             return None
         if x is None:
             raise InputError("this checkpoint solves inputs: give at least one")

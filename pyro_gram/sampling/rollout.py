@@ -89,19 +89,16 @@ def rollout(
         halt: a trajectory ends after the first supervision step at which the halt head's probability of a right
             answer reaches this value (A.1: 0.5). None or 1: it runs to ``depth``, or until its answer is complete.
         draws: how the trajectories of an input are drawn together (``sampling.draws``).
-        restarts: how often a trajectory starts anew at z_0 if, at its end, the halt head gives its answer a probability
-            below 0.5 of being right.
-        sweeps: how often a random half of a complete answer is opened again and drawn given the rest, if
-            the model's trajectories end with a complete answer. A sweep of ``depth`` steps without one is dropped.
+        restarts: how often a trajectory starts anew if, at its end, the halt head's probability is below 0.5.
+        sweeps: how often a random half of a complete answer of a lattice is opened again and drawn given the rest. A
+            sweep that is not complete after ``depth`` steps is dropped.
         max_trajectories: the largest number of trajectories that run at once.
         progress: called after each chunk with its number of trajectories.
-        processes: the processes that share the chunks. Each returns all answers. They are the same for any number of
-            processes.
+        processes: the processes that share the chunks. Each returns all answers, the same for any number of them.
 
     Raises:
-        UserError: ``num_samples`` or ``depth`` is below 1, halt is outside [0, 1], or history is set and trajectories
-            may end at different times.
-        ConfigError: halt is set, and the program has no heads.
+        UserError: a number is out of range, or history is set and trajectories may end at different times.
+        ConfigError: halt or restarts are set, and the program has no heads.
     """
     check_counts(seed=seed, num_samples=num_samples, depth=depth, max_trajectories=max_trajectories)
     _check_halt(halt, model)
