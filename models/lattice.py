@@ -28,7 +28,7 @@ from pyro_gram.checks import AT_LEAST_0, AT_LEAST_1, check_range
 from pyro_gram.inference import sites
 from pyro_gram.inference.contract import ModelTraits
 from pyro_gram.networks.core import CoreConfig, LatentState, init_linear_, make_embedding, make_stack
-from pyro_gram.networks.embeddings import answer_decoder, answer_encoder, embed_input, input_encoder
+from pyro_gram.networks.embeddings import answer_decoder, embed_input, image_encoder, input_encoder
 from pyro_gram.networks.relations import CLOSED, RelationalModule
 from pyro_gram.registry import MODELS
 from pyro_gram.spec import TaskSpec
@@ -90,7 +90,7 @@ class Lattice(RelationalModule):
         self.lattice_encoder = LatticeEncoder(spec, config.width, length, self.has_relations)
         self.f = make_stack(config.mixer, config.layers, length, config.width, config.heads, config.hidden)
         self.prior = prior
-        self.decoder = answer_decoder(spec, config.width, self.has_relations)
+        self.decoder = answer_decoder(spec, config.width, self.has_relations, has_pixel_features=True)
         self.heads: nn.Module | None = None  # the halt and value heads, which read l; training.heads sets them
         self.register_buffer("l0", torch.randn(length, config.width))
 
@@ -119,11 +119,12 @@ class Lattice(RelationalModule):
                 with torch.set_grad_enabled(has_kl and torch.is_grad_enabled()), poutine.mask(mask=has_kl):
                     targets = None if y is None or not has_kl else self.targets(y, h, t)
                     is_open = (h.sum(-1) > 1.5).any(-1)[..., None, None]
-                    states = self.refine(h, l, e_x) if is_open.any() else [l]  # a complete lattice costs nothing
+                    e_h, pixels = self.lattice_encoder(h)
+                    states = self.refine(l, e_h + e_x) if is_open.any() else [l]  # a complete lattice costs nothing
                     l = torch.where(is_open, states[-1], l)
-                    u = pyro.deterministic(sites.proposal_site(t), self.logits(h, l), event_dim=2)
+                    u = pyro.deterministic(sites.proposal_site(t), self.logits(h, l, pixels), event_dim=2)
                     if targets is not None and self.config.recursion_weight:
-                        predictions = torch.stack([*(self.logits(h, state) for state in states[:-1]), u])
+                        predictions = torch.stack([*(self.logits(h, state, pixels) for state in states[:-1]), u])
                         losses = -(targets * predictions.log_softmax(-1)).sum((-1, -2))
                         sites.add_training_loss(f"recursion_{t}", self.config.recursion_weight * losses.mean(0))
                     with poutine.scale(scale=beta):
@@ -131,7 +132,7 @@ class Lattice(RelationalModule):
                     h = torch.where(eps.sum(-1, keepdim=True) > 0, eps, h)
             sites.record_state(LatentState(h, l))
             pyro.deterministic(sites.HALTED, (h.sum(-1) == 1).all(-1))
-            logits = u.masked_fill(h < 0.5, CLOSED) if steps else self.logits(h, l)
+            logits = u.masked_fill(h < 0.5, CLOSED) if steps else self.logits(h, l, self.lattice_encoder(h)[1])
             likelihood = dist.Categorical(logits=logits).to_event(1)  # a decided position has its value
             sites.sample_halt_and_value(self.heads if y is None else None, l, e_x, likelihood, self.structure)
             return pyro.sample(sites.ANSWER, likelihood, obs=y)
@@ -142,9 +143,8 @@ class Lattice(RelationalModule):
         infer = {"_deterministic": True, sites.LATTICE: h}
         return pyro.sample(sites.targets_site(t), dist.Delta(values, event_dim=2), obs=values, infer=infer)
 
-    def refine(self, h: Tensor, l: Tensor, e_x: Tensor) -> list[Tensor]:
+    def refine(self, l: Tensor, injection: Tensor) -> list[Tensor]:
         """Return the low level after each of K applications of f."""
-        injection = self.lattice_encoder(h) + e_x
         states = [l if self.config.is_carried else self.l0.expand_as(injection)]
         for _ in range(self.config.low_steps):
             states.append(self.at_positions(self.f(states[-1] + injection, *self.context)))
@@ -160,34 +160,36 @@ class Lattice(RelationalModule):
             h = values.to(e_x.dtype).expand(*shape, *values.shape[-2:])
         return LatentState(h, self.l0.expand_as(e_x))
 
-    def logits(self, h: Tensor, l: Tensor) -> Tensor:
+    def logits(self, h: Tensor, l: Tensor, pixels: Tensor | None) -> Tensor:
         """Return the logits of the answer, ``[..., L_out, V]``, CLOSED at the closed values of h."""
-        return self.open_values(self.decoder(l)).masked_fill(h < 0.5, CLOSED)
+        logits = self.decoder(l) if pixels is None else self.decoder(l, pixels)
+        return self.open_values(logits).masked_fill(h < 0.5, CLOSED)
 
 
 class LatticeEncoder(nn.Module):
     """Embed a lattice ``[..., L_out, V]`` at the positions of the sequence, ``[..., L, D]``.
 
-    A pixel of an image is decided or open. At a position (token, value) the value is closed, open, or decided.
+    At a position (token, value) the value is closed, open, or decided. For an image the second result holds features of
+    its pixels; else it is None.
     """
 
     def __init__(self, spec: TaskSpec, width: int, length: int, has_relations: bool) -> None:
         super().__init__()
         self.spec, self.length = spec, 0 if has_relations else length
         if spec.image is not None:
-            self.pixels = answer_encoder(spec, width, extra_classes=1)
+            self.pixels = image_encoder(spec, width)
         elif spec.has_value_positions:
             self.embedding = make_embedding(3, width)
             self.scale = width**0.5
         else:
             self.linear = init_linear_(nn.Linear(spec.output_classes + 1, width, bias=False))
 
-    def forward(self, h: Tensor) -> Tensor:
-        is_decided = h.sum(-1, keepdim=True) < 1.5
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor | None]:
+        is_decided, pixels = h.sum(-1, keepdim=True) < 1.5, None
         if self.spec.image is not None:
-            e = self.pixels(torch.where(is_decided[..., 0], h.argmax(-1), self.spec.output_classes))
+            e = self.pixels.embed(pixels := self.pixels.features_of(h))
         elif self.spec.has_value_positions:
-            return self.embedding((h * (1 + is_decided)).long().flatten(-2)) * self.scale
+            return self.embedding((h * (1 + is_decided)).long().flatten(-2)) * self.scale, None
         else:
             e = self.linear(torch.cat((h, is_decided.to(h.dtype)), -1))
-        return nn.functional.pad(e, (0, 0, max(0, self.length - e.shape[-2]), 0))
+        return nn.functional.pad(e, (0, 0, max(0, self.length - e.shape[-2]), 0)), pixels

@@ -7,6 +7,7 @@ have one token or several tokens per position, a learned embedding of each puzzl
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,17 +72,31 @@ def answer_encoder(spec: TaskSpec, width: int, extra_classes: int = 0) -> nn.Mod
     return TokenEncoder(classes, width)
 
 
-def answer_decoder(spec: TaskSpec, width: int, has_relations: bool = False) -> nn.Module:
+def image_encoder(spec: TaskSpec, width: int) -> Any:
+    """Make the network that embeds an image whose pixels have some of their values, as planes 0 or 1."""
+    from pyro_gram.networks.images import PatchEncoder
+
+    assert spec.image is not None
+    classes = spec.output_classes
+    return PatchEncoder(spec.image, spec.patch, classes, _stem_channels(width), width, planes=classes)
+
+
+def answer_decoder(
+    spec: TaskSpec, width: int, has_relations: bool = False, has_pixel_features: bool = False
+) -> nn.Module:
     """Make the network from h to the logits of an answer, ``[..., L_out, classes]``.
 
-    With ``has_relations`` an answer has a token for each position, whatever the number of positions is.
+    With ``has_relations`` an answer has a token for each position, whatever the number of positions is. With
+    ``has_pixel_features`` the decoder of an image also reads features, as many as :func:`image_encoder` makes.
     """
     if has_relations:
         return PositionDecoder(spec, width)
     if spec.image is not None:
         from pyro_gram.networks.images import PatchDecoder
 
-        return PatchDecoder(spec.image, spec.patch, spec.output_classes, _stem_channels(width), width)
+        channels = _stem_channels(width)
+        features = channels if has_pixel_features else 0
+        return PatchDecoder(spec.image, spec.patch, spec.output_classes, channels, width, features)
     return TokenDecoder(spec.output_length, spec.output_classes, width)
 
 
