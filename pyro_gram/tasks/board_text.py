@@ -1,7 +1,7 @@
 """Read boards from text: cut a file into boards, and a line into cells.
 
 A board is written on one line, or with one line for each row, or in JSON. Rules (lines of dashes and the like) may
-separate its boxes. A space separates cells; it never stands for a blank cell.
+separate its boxes. A space separates cells here; some tasks first mark the spaces that stand for blank cells.
 """
 
 from __future__ import annotations

@@ -51,6 +51,8 @@ SUDOKUS = {
     "cells by commas, and one at the end": ",".join(BOARD_4) + ",",
     "cells by commas, all blanks empty, the last too": ",4,1,2\n,2,,\n2,1,,\n4,3,2,",
     "cells by tabs, blanks empty": "\t4\t1\t2\n\t2\t\t\n2\t1\t\t\n4\t3\t2\t",
+    "spaces for blanks": BOARD_4.replace(".", " "),
+    "rows with spaces for blanks": "\n".join(rows(BOARD_4.replace(".", " "))),
     "rows indented by a tab": "\n".join("\t" + row for row in rows(BOARD_4)),
     "an array as numpy prints it": "[[0 4 1 2]\n [0 2 0 0]\n [2 1 0 0]\n [4 3 2 0]]",
     "rows of a list of lists without its brackets": "[0,4,1,2],\n[0,2,0,0],\n[2,1,0,0],\n[4,3,2,0]",
@@ -139,6 +141,15 @@ def test_boards_in_other_encodings_are_read(encoding):
     assert read("queens", decode(QUEENS.replace("Q", "♛").encode(encoding), "x")) == [QUEENS]
 
 
+def test_spaces_stand_for_blanks_where_lines_have_as_many_signs_as_a_board_or_row():
+    blank_row = "    \n21  \n4  1\n"  # an editor may have removed spaces from the ends of lines
+    assert read("4", "1 3\n" + blank_row) == ["1.3.....21..4..1"]
+    assert read("4", "1 3 \n" + blank_row + "\n" + "\n".join(rows(BOARD_4))) == ["1.3.....21..4..1", BOARD_4]
+    assert read("4", BOARD_4.replace(".", " ") + "\n" + BOARD_4) == [BOARD_4] * 2
+    assert read("6", "\n".join(rows(BOARD_6.replace(".", " "), 6))) == [BOARD_6]
+    assert read("4", "\n".join(" ".join(row) for row in rows("1234341221434321"))) == ["1234341221434321"]
+
+
 def test_boxes_of_six_and_nine_are_drawn_and_read():
     sudoku_9 = "2..1.5..3.54...71..1.2.3.8.6.28.73.4.........1.53.98.6.2.7.1.6..81...24.7..4.2..1"
     assert read("6", render_text("6", BOARD_6)) == [BOARD_6]
@@ -149,7 +160,7 @@ def test_boxes_of_six_and_nine_are_drawn_and_read():
 
 
 MALFORMED_SUDOKUS = [
-    (" 412 2  21  432 ", "spaces in the line are irregular"),
+    (" 412 2  21  432", "spaces in the line are irregular"),
     ("\n".join(rows(BOARD_4)[:3]), "3 rows of 4 cells, and a 4x4 board has 4 rows of 4"),
     ("\n".join([*rows(BOARD_4), "...."]), "5 rows of 4 cells"),
     ("\n".join([*rows(BOARD_4), "", *rows(BOARD_4)[:3]]), "line 6: 3 rows of 4 cells"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from collections.abc import Callable
 from typing import NoReturn
@@ -21,9 +22,31 @@ MAX_RATING_LENGTH = 8  # a longer word of digits is not a rating
 FORM = f"digits, and one of {' '.join(BLANKS)} for a blank"
 
 
+def mark_blanks(text: str) -> str:
+    """Write ``.`` for each space that stands for a blank cell.
+
+    These are the spaces of a line that has as many digits and spaces as a board has cells, and those of n successive
+    lines whose longest has n digits and spaces, unless n digits in each line are separated by spaces.
+    """
+    lines = normalize_text(text).split("\n")
+    is_plain = [bool(line) and not set(line) - set(DIGITS + " ") for line in lines]
+    for number, line in enumerate(lines):
+        if is_plain[number] and len(line) in SIZE_OF and len(cells_of(line) or "") not in SIZE_OF:
+            lines[number] = line.replace(" ", ".")
+    start = 0
+    for is_block, group in itertools.groupby(is_plain):
+        end = start + len(list(group))
+        size = max(map(len, lines[start:end]))
+        if is_block and size in SIZES and (end - start) % size == 0:
+            lines[start:end] = [line.ljust(size).replace(" ", ".") for line in lines[start:end]]
+        start = end
+    return "\n".join(lines)
+
+
 def split_puzzles(text: str) -> list[PuzzleText]:
     """Cut a file into puzzles: text (a puzzle or row on each line), CSV with a header, ``.sdk``, ``.sdm`` or JSON."""
-    lines = normalize_text(text).split("\n")
+    text = mark_blanks(text)
+    lines = text.split("\n")
     first = next((i for i, line in enumerate(lines) if line and remove_answer(line)), 0)
     for delimiter in DELIMITERS:
         names = [name.lower() for name in _fields(lines[first], delimiter)]
@@ -83,7 +106,7 @@ def parse_puzzle(text: str, sizes: tuple[int, ...], advise: Callable[[int], str]
     Raises:
         InputError: the text is not a board of one of these sizes.
     """
-    lines = lines_of_board(text, BOARD_NAMES, row_length, split_puzzles, remove_answer)
+    lines = lines_of_board(mark_blanks(text), BOARD_NAMES, row_length, split_puzzles, remove_answer)
     cells = _cells_of_board(lines[0]) if len(lines) == 1 else _join_rows(lines)
     if cells is None:
         _refuse_spaces(lines, sizes[-1])
