@@ -165,7 +165,7 @@ class Solver:
         if draws == "smc":
             is_repeated = settings.get("restarts") or settings.get("sweeps")
             if tokens is None or history or halt not in (None, 1) or is_repeated:
-                raise UserError("smc needs an input, and takes no history, halt, restarts or sweeps")
+                raise UserError("smc weighs full trajectories of inputs: it takes no history, halt, restarts or sweeps")
             return self._filter(tokens, progress, **common_settings)
         common_settings["draws"] = DrawScheme(draws)
         for name in ("restarts", "sweeps"):  # a history leaves out those of the config
