@@ -1,8 +1,8 @@
 """Count what the training of a run has cost: ``python experiments/bench/cost.py RUN [RUN ...] --out FILE.json``.
 
 The floating-point operations of one update are counted while it is made (matrix products, convolutions and attention),
-and multiplied by the number of updates. Their rate is compared with the rate of large matrix products on this machine,
-measured now: measure on the machine that trained, with as many threads, while nothing else runs.
+and multiplied by the number of updates. Their rate is compared with the rate of large matrix products on this machine's
+CPU, measured now: measure on the machine that trained, with as many threads, while nothing else runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyro_gram.runs.run import read_rows
 from pyro_gram.system.cli import Parser, call
 from pyro_gram.system.files import check_writable, read_json
 from pyro_gram.tasks.batches import TargetStream
-from pyro_gram.training.precision import multiplies_bfloat16
+from pyro_gram.training.precision import runs_in_bfloat16
 from pyro_gram.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -49,8 +49,7 @@ def measure_run(folder: Path, data_dir: str | None) -> dict[str, Any]:
         raise UserError(f"{folder} has trained no batch yet")
     batches, seconds = rows[-1]["batch"] + 1, rows[-1]["seconds"]
     operations = operations_of_a_batch(config, data_dir)
-    is_bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and multiplies_bfloat16(CPU))
-    precision = "bf16" if is_bf16 else "fp32"
+    precision = "bf16" if runs_in_bfloat16(config.train.precision, CPU) else "fp32"
     rate, limit = batches * operations / seconds / 1e12, product_rate(CPU, precision)
     return {
         "run": folder.name,

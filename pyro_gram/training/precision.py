@@ -42,6 +42,11 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(torch.cpu.get_capabilities().get(n) for n in ("amx_bf16", "avx512_bf16"))
 
 
+def runs_in_bfloat16(precision: str, device: torch.device) -> bool:
+    """Return whether a core of this precision multiplies in bfloat16 on this device."""
+    return precision == "bf16" or (precision == "auto" and multiplies_bfloat16(device))
+
+
 def compiler_command() -> str:
     """Return the command of the C++ compiler that torch calls."""
     return os.environ.get("CXX") or {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
@@ -70,7 +75,7 @@ def configure_core(model: nn.Module, precision: str, compiled: bool, device: tor
         return
     if getattr(vars(core).get("forward"), "func", None) is _forward_in_bfloat16:  # set by an earlier trainer
         del core.forward
-    if precision == "bf16" or (precision == "auto" and multiplies_bfloat16(device)):
+    if runs_in_bfloat16(precision, device):
         core.forward = partial(_forward_in_bfloat16, core, device.type)
     if compiled:
         limits: Any = torch._dynamo.config

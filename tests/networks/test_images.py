@@ -226,3 +226,14 @@ def test_a_puzzle_has_an_embedding_of_its_own_that_learns_alone():
     module(x)[:, :3].sum().backward()
     has_gradient = module.puzzle_embedding.grad.abs().amax(1) > 0
     assert has_gradient.nonzero().flatten().tolist() == [2, 5]
+
+
+def test_a_decoder_reads_the_features_of_each_pixel():
+    decoder = PatchDecoder((8, 12), 4, 2, CHANNELS, WIDTH, features=3)
+    h, features = torch.randn(2, 5, 6, WIDTH), torch.randn(5, 3, 8, 12)
+    logits = decoder(h, features)
+    assert logits.shape == (2, 5, 96, 2)
+    features[1, :, 2, 3] += 1.0
+    is_changed = (decoder(h, features) != logits).flatten(2).any(-1)
+    assert is_changed[:, 1].all()
+    assert not is_changed[:, [0, 2, 3, 4]].any()

@@ -25,8 +25,8 @@ FORM = f"digits, and one of {' '.join(BLANKS)} for a blank"
 def mark_blanks(text: str) -> str:
     """Write ``.`` for each space that stands for a blank cell.
 
-    These are the spaces of a line that has as many digits and spaces as a board has cells, and those of n successive
-    lines whose longest has n digits and spaces, unless n digits in each line are separated by spaces.
+    These are the spaces of a line that has as many digits and spaces as a board has cells, unless its digits alone are
+    the cells of a board; and those of n successive lines whose longest has n digits and spaces.
     """
     lines = normalize_text(text).split("\n")
     is_plain = [bool(line) and not set(line) - set(DIGITS + " ") for line in lines]
